@@ -1,0 +1,265 @@
+"""What a person allows, and rule 1.
+
+    An event may serve a purpose only if the person had allowed it when the event was recorded,
+    and still allows it now. Nothing known, not readable, expired, contradictory: nothing passes.
+
+Rules of this file:
+- The *version* of a record decides, not the order of arrival; equal version and different content: the stricter.
+- A record that cannot be read denies its subject until a higher version arrives. A null value (tombstone) is such a
+  record: a withdrawal is a value, so that it survives compaction and cannot be mistaken for "never heard of".
+- A key that cannot be read denies the whole partition: it might be anyone's withdrawal.
+- Clocks decide only in the strict direction: a late clock can expire a consent early, no clock can revive one.
+"""
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from enum import IntEnum, StrEnum
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
+
+from streams.event import milliseconds
+
+__all__ = [
+    "FOREVER",
+    "RUNGS",
+    "Consent",
+    "ConsentRecord",
+    "Consents",
+    "Grant",
+    "GrantRecord",
+    "Refusal",
+    "Rung",
+    "rule_1",
+    "stricter",
+]
+
+FOREVER = 1 << 62
+"""A time in milliseconds that never comes: the `until` of a grant that has none."""
+
+
+class Rung(IntEnum):
+    """The ladder of forms. A higher rung says more about the person."""
+
+    NOTHING = 0
+    CROWD = 1
+    ANONYMOUS = 2
+    PSEUDONYMOUS = 3
+    IDENTIFIED = 4
+
+
+RUNGS = {rung.name.lower(): rung for rung in Rung}
+"""The rungs by the names that policies and consent records use."""
+
+
+class Refusal(StrEnum):
+    """Why an event does not serve a purpose, from the least known to the most. The words stand in metrics."""
+
+    NO_SUBJECT = "no_subject"
+    """the event is about nobody whose consent could be asked"""
+    EVENT_NOT_NAMED = "event_not_named"
+    """the policy does not name this event type"""
+    PARTITION_BLOCKED = "partition_blocked"
+    """a consent record with an unreadable key: everyone on the partition is denied"""
+    NO_CONSENT = "no_consent"
+    """nothing is known about this person"""
+    CONSENT_UNREADABLE = "consent_unreadable"
+    """the person's newest consent record cannot be read"""
+    NOT_ALLOWED = "not_allowed"
+    """the person does not allow this purpose"""
+    RECORDED_BEFORE_CONSENT = "recorded_before_consent"
+    """the event was recorded before the person allowed the purpose: a grant never reaches back"""
+    EXPIRED = "expired"
+    """the consent has run out"""
+    RUNG_TOO_LOW = "rung_too_low"
+    """at the rung in force the policy has no form of this event"""
+    NOTHING_LEFT = "nothing_left"
+    """no field of the event had a value that the forms take"""
+
+
+RungName = Literal["nothing", "crowd", "anonymous", "pseudonymous", "identified"]
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+class GrantRecord(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """What a consent record says about one purpose: the highest rung allowed, since when and until when."""
+
+    rung: RungName
+    since: Moment
+    until: Moment | None = None
+
+
+class ConsentRecord(msgspec.Struct, forbid_unknown_fields=True):
+    """The value of a record on the consent topic. Its key is `subject` in UTF-8. What is not named is not allowed.
+
+    An unknown field is refused rather than skipped: it may be a limit that this version cannot keep.
+    """
+
+    subject: Annotated[str, msgspec.Meta(min_length=1)]
+    version: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+    purposes: dict[str, GrantRecord]
+
+
+class Grant(NamedTuple):
+    """One purpose as the decision needs it: rung, and the half-open time from `since` to `until` in milliseconds."""
+
+    rung: Rung
+    since: int
+    until: int
+
+
+class Consent(NamedTuple):
+    """What is in force for one person. `readable` is False for a person whose newest record cannot be read."""
+
+    version: int
+    grants: dict[str, Grant]
+    readable: bool = True
+
+
+_decode = msgspec.json.Decoder(ConsentRecord).decode
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    names = dict(pairs)
+    if len(names) != len(pairs):
+        raise ValueError("a name is given twice")
+    return names
+
+
+def read_consent(value: bytes) -> tuple[str, Consent]:
+    """Read a consent record: the subject, and what is allowed.
+
+    >>> subject, consent = read_consent(
+    ...     b'{"subject":"ana","version":2,"purposes":{"ads":{"rung":"anonymous","since":"1970-01-01T00:00:01Z"}}}')
+    >>> subject, consent.version, consent.grants["ads"].rung.name, consent.grants["ads"].since
+    ('ana', 2, 'ANONYMOUS', 1000)
+
+    Raises:
+        ValueError: it cannot be read, in any way. The message is for nobody: it may quote the record.
+    """
+    try:
+        record = _decode(value)
+        names = 3
+        strings = 1
+        grants = {}
+        for purpose, grant in record.purposes.items():
+            until = FOREVER
+            names += 3
+            strings += 2
+            if grant.until is not None:
+                until = milliseconds(grant.until.isoformat())
+                names += 1
+                strings += 1
+            grants[purpose] = Grant(RUNGS[grant.rung], milliseconds(grant.since.isoformat()), until)
+        # Parsers let the last of two equal names win. Which of `"rung":"nothing","rung":"identified"` was meant is
+        # not ours to guess. Counting quotation marks finds an extra name; only then is the exact question asked.
+        if b"\\" in value or value.count(b'"') != 2 * (names + strings):
+            json.loads(value, object_pairs_hook=_no_duplicates)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError("not a consent record") from error
+    return record.subject, Consent(record.version, grants)
+
+
+def stricter(one: Consent, other: Consent) -> Consent:
+    """Meet of two consents of one version: per purpose the lower rung, the later since, the earlier until.
+
+    It is commutative, associative and idempotent, so the order in which contradictions arrive does not matter.
+    """
+    grants = {
+        purpose: Grant(min(mine.rung, theirs.rung), max(mine.since, theirs.since), min(mine.until, theirs.until))
+        for purpose, mine in one.grants.items()
+        if (theirs := other.grants.get(purpose)) is not None
+    }
+    readable = one.readable and other.readable
+    return Consent(max(one.version, other.version), grants if readable else {}, readable)
+
+
+def _everything(_key: bytes) -> bool:
+    return True
+
+
+class Consents:
+    """The consents of one partition: a fold over its records, oldest first.
+
+    >>> consents = Consents()
+    >>> consents.apply(b"ana", b'{"subject":"ana","version":1,"purposes":{}}')
+    >>> consents.apply(b"ben", b"broken")
+    >>> consents.of(b"ana").readable, consents.of(b"ben").readable, consents.of(b"eve")
+    (True, False, None)
+
+    `owns` tells whether a key belongs on this partition (A3 of the promises). A consent in the wrong partition is
+    denied there, because the events it speaks of are elsewhere.
+    """
+
+    __slots__ = ("_states", "blocked", "owns", "rejected")
+
+    def __init__(self, owns: Callable[[bytes], bool] = _everything) -> None:
+        self.owns = owns
+        self.rejected = 0
+        """records that could not be read, or were in the wrong partition"""
+        self.blocked = False
+        """a record with an unreadable key was met: nobody on this partition is served"""
+        self._states: dict[bytes, Consent] = {}
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def of(self, key: bytes) -> Consent | None:
+        """Return what is in force for the person with this key (the subject in UTF-8), None if nothing is known."""
+        return self._states.get(key)
+
+    def apply(self, key: bytes | None, value: bytes | None) -> None:
+        """Fold one record in. Never raises: what cannot be read denies."""
+        if key is None or not _is_utf8(key):
+            # INVARIANT (fail closed): whose record this is cannot be told, so it may be anyone's withdrawal.
+            self.blocked = True
+            self.rejected += 1
+            return
+        known = self._states.get(key)
+        try:
+            subject, consent = read_consent(value or b"")
+            if subject.encode() != key or not self.owns(key):
+                raise ValueError("another subject, or another partition")
+        except ValueError:
+            # INVARIANT (fail closed): denied until a version higher than all that were read before arrives.
+            self.rejected += 1
+            self._states[key] = Consent(-1 if known is None else known.version, {}, readable=False)
+            return
+        if known is None or consent.version > known.version:
+            self._states[key] = consent
+        elif consent.version == known.version and consent != known:
+            self._states[key] = stricter(known, consent)
+
+    def clear(self) -> None:
+        """Forget everything: the topic is read anew from its beginning."""
+        self._states.clear()
+        self.blocked = False
+
+
+def _is_utf8(key: bytes) -> bool:
+    try:
+        key.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def rule_1(grant: Grant | None, recorded: int, now: int, skew: int) -> Rung | Refusal:
+    """Rule 1 for one purpose: the rung that the person allowed when the event was recorded and still allows now.
+
+    `recorded`, `now` and `skew` are milliseconds. `skew` is the declared distance between the clocks of those who
+    record events and those who record consent; it is added to `since`.
+
+    >>> grant = Grant(Rung.PSEUDONYMOUS, since=1000, until=5000)
+    >>> [rule_1(grant, at, now=at, skew=0).name for at in (999, 1000, 4999, 5000)]
+    ['RECORDED_BEFORE_CONSENT', 'PSEUDONYMOUS', 'PSEUDONYMOUS', 'EXPIRED']
+    """
+    # INVARIANT (default deny): every way out of here but the last is a refusal.
+    if grant is None or grant.rung is Rung.NOTHING:
+        return Refusal.NOT_ALLOWED
+    if recorded < grant.since + skew:
+        return Refusal.RECORDED_BEFORE_CONSENT
+    if grant.until <= recorded or grant.until <= now:
+        return Refusal.EXPIRED
+    return grant.rung
