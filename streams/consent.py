@@ -231,6 +231,11 @@ class Consents:
         elif consent.version == known.version and consent != known:
             self._states[key] = stricter(known, consent)
 
+    def take_rejected(self) -> int:
+        """Return how many records were rejected since this was last asked."""
+        count, self.rejected = self.rejected, 0
+        return count
+
     def clear(self) -> None:
         """Forget everything: the topic is read anew from its beginning."""
         self._states.clear()

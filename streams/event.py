@@ -1,12 +1,13 @@
 """One raw event as Kafka holds it, and the ways in which it can be unfit.
 
 Rules of this file:
-- `RawEvent` is what the pipeline takes; anything with these four attributes will do (the Kafka client's own records
+- `RawEvent` is what the pipeline takes; anything with these five attributes will do (the Kafka client's own records
   are handed on as they are, which saves two microseconds each).
 - `Rejected` carries a `Reason` and nothing else: no payload, no key, no message of a parser that quotes its input.
 - Times are integers, milliseconds since 1970-01-01T00:00:00Z, as in Kafka.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
@@ -29,6 +30,8 @@ class Record(Protocol):
     def key(self) -> bytes | None: ...  # noqa: D102
     @property
     def value(self) -> bytes | None: ...  # noqa: D102
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...  # noqa: D102
 
 
 class RawEvent(NamedTuple):
@@ -42,6 +45,7 @@ class RawEvent(NamedTuple):
     timestamp: int
     key: bytes | None
     value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]] = ()
 
     def __repr__(self) -> str:
         # INVARIANT (discretion): what a debugger or a log prints of a raw event holds nothing of the person.

@@ -26,12 +26,12 @@ class Kind(StrEnum):
 
 
 class Output(NamedTuple):
-    """One record to publish. `timestamp` is in milliseconds, None: the time at which it is written."""
+    """One record to publish. `headers` is a list because the Kafka client takes nothing else. `timestamp` is in milliseconds, None: the time at which it is written."""
 
     topic: str
     key: bytes | None
     value: bytes
-    headers: tuple[tuple[str, bytes], ...]
+    headers: list[tuple[str, bytes]]
     timestamp: int | None
 
 
@@ -88,7 +88,7 @@ def quarantined(
     reason: Reason,
 ) -> Outcome:
     """Nothing personal is published; a record without personal data goes to the quarantine topic."""
-    return Outcome(Kind.QUARANTINED, (Output(topic, None, _encode(record), (), None),), reason)
+    return Outcome(Kind.QUARANTINED, (Output(topic, None, _encode(record), [], None),), reason)
 
 
 def shape_of(value: bytes | None, known: frozenset[str]) -> tuple[dict[str, str], int]:

@@ -19,18 +19,23 @@ from streams.outcome import Coordinates, Kind, Outcome, Output, QuarantineRecord
 from streams.plan import MAX_OUTPUT_BYTES, Plan, PurposePlan, Recipe, SourcePlan
 from streams.sources import Envelope
 
-__all__ = ["Place", "process", "recorded_at"]
+__all__ = ["Place", "process", "quarantine", "recorded_at"]
 
 _encode = msgspec.json.Encoder().encode
 _PSEUDONYMOUS, _IDENTIFIED = 3, 4
 
 
 class Place(NamedTuple):
-    """Where a record was read: its source and partition. `keyed` is False for files, whose lines have no key."""
+    """Where a record was read: its source, partition and topic.
+
+    `keyed` is False where the key is not the subject: for lines of a file, and before re-keying.
+    """
 
     source: SourcePlan
     partition: int
     keyed: bool = True
+    topic: str | None = None
+    """None: the source's own"""
 
 
 def process(record: Record, place: Place, consents: Consents, plan: Plan, now: int) -> Outcome:
@@ -44,7 +49,7 @@ def process(record: Record, place: Place, consents: Consents, plan: Plan, now: i
             raise Rejected(Reason.KEY_IS_NOT_SUBJECT)
         return _serve(record, envelope, place, consents, now)
     except Rejected as rejected:
-        return _quarantine(record, place, plan, rejected.reason)
+        return quarantine(record, place, plan, rejected.reason)
 
 
 def _serve(record: Record, envelope: Envelope, place: Place, consents: Consents, now: int) -> Outcome:
@@ -120,20 +125,31 @@ def _output(
     value = _encode(body)
     if len(value) > MAX_OUTPUT_BYTES:
         raise Rejected(Reason.TOO_LARGE)
-    headers = (
+    headers = [
         *recipe.headers,
         ("celosia-consent", b"%d" % consent.version),
         ("celosia-expires-at", expires.encode()),
-        ("celosia-source", purpose.seal(place.source.raw_topic, place.partition, record.offset)),
-    )
+        ("celosia-source", purpose.seal(place.source.raw_topic, *_raw_place(record, place))),
+    ]
     # A timestamp before 1970 is not one that Kafka takes.
     return Output(purpose.topic, None if who is None else who.encode(), value, headers, max(0, cut))
 
 
-def _quarantine(record: Record, place: Place, plan: Plan, reason: Reason) -> Outcome:
+def quarantine(record: Record, place: Place, plan: Plan, reason: Reason) -> Outcome:
+    """Return the outcome of a record that cannot be handled: a quarantine record of its shape and coordinates."""
     shape, unnamed = shape_of(record.value, place.source.known_paths)
-    coordinates = Coordinates(place.source.topic, place.partition, record.offset)
+    coordinates = Coordinates(place.topic or place.source.topic, place.partition, record.offset)
     key = "absent" if record.key is None else "present" if record.key else "empty"
     size = len(record.value or b"")
     quarantine = QuarantineRecord(coordinates, reason.value, plan.name, key, size, shape, unnamed)
     return quarantined(plan.policy.topic("quarantine"), quarantine, reason)
+
+
+def _raw_place(record: Record, place: Place) -> tuple[int, int]:
+    """Return partition and offset of the raw record: for a re-keyed one they stand in a header that we wrote."""
+    if place.source.rekey:
+        for name, value in record.headers:
+            if name == "celosia-origin" and value is not None:
+                partition, _, offset = value.partition(b":")
+                return int(partition), int(offset)
+    return place.partition, record.offset

@@ -1,0 +1,67 @@
+# One command a verb, the same for people and for CI. Needs Python 3.11 or newer and make, nothing else.
+# Arguments for the command behind a target go through ARGS: make demo ARGS="--seconds 20 --plain"
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check format bench chaos schemas clean
+
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+
+# The first interpreter that runs and is new enough: one that is merely on the PATH may be a stub.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/runtime.stamp  ## A shop with its own small broker: watch events being filtered (ARGS="--seconds 20 --plain")
+	@$(BIN)/celosia demo $(ARGS)
+
+test: $(VENV)/dev.stamp  ## Run the tests (ARGS="-k consent")
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/dev.stamp  ## Check format, style and types; changes nothing
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(VENV)/dev.stamp  ## Format the code and repair what can be repaired without thought
+	@$(BIN)/ruff check --fix --exit-zero --quiet .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/dev.stamp  ## Measure throughput (ARGS for tests/bench/throughput.py)
+	@$(BIN)/python -m tests.bench.throughput $(ARGS)
+
+chaos: $(VENV)/dev.stamp  ## Kill, pause and add workers on a real broker, and count what got lost
+	@$(BIN)/python -m pytest -m chaos $(ARGS)
+
+schemas: $(VENV)/runtime.stamp  ## Write the JSON Schemas anew from the models
+	@$(BIN)/python -m streams.schemas $(ARGS)
+
+clean:  ## Remove caches and build output (the environment stays: rm -r .venv removes it)
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One environment, two stamps: the demo installs what runs, everything else also the tools.
+# Both are renewed when pyproject.toml changes, and worth nothing when the interpreter is gone.
+
+$(shell test -x $(BIN)/python || rm -f $(VENV)/*.stamp)
+
+$(VENV)/runtime.stamp: pyproject.toml $(BIN)/python
+	@echo "Installing celosia into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml $(BIN)/python
+	@echo "Installing celosia and its development tools into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/runtime.stamp
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "celosia needs Python 3.11 or newer, and none was found on the PATH." \
+		"Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "celosia needs Python 3.11 or newer; $(PYTHON) is older or does not run." >&2; exit 1; }
+	@"$(PYTHON)" -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }

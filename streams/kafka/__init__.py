@@ -1,0 +1,11 @@
+"""The Kafka edge: the only package that imports faust or aiokafka. Reading order:
+
+port       what a lane needs of a broker, about ten methods; the exceptions it may raise
+follower   one partition of the consent topic, all of it, in memory
+lane       the exactly-once worker of one partition number, written against the port
+agents     `rekey` and `minimize`: what one transaction shall hold, from a batch
+client     the port on aiokafka
+topics     creates the topics and checks them
+worker     membership in the consumer group, and the lanes of what is assigned
+app        the Faust application that supervises all of it, and its web page for operators
+"""

@@ -1,0 +1,94 @@
+"""The agents: what one transaction shall hold, from a batch of raw records.
+
+A reader who knows Faust finds agents here. An agent is a function over a batch; the decorator `agent` binds it to its
+topics, as `@app.agent` does, and the application runs one lane of it per partition (`streams.kafka.lane`). What an
+agent returns is committed with the offsets of its batch, or not at all.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from streams.event import Rejected
+from streams.kafka.lane import Agent, View, Work
+from streams.kafka.partitioner import partition_of
+from streams.kafka.port import Batch
+from streams.outcome import Kind, Outcome, Output, suppressed
+from streams.pipeline import Place, process, quarantine
+from streams.consent import Refusal
+from streams.plan import Plan, SourcePlan
+
+__all__ = ["AGENTS", "BoundAgent", "agent", "minimize", "rekey"]
+
+
+@dataclass(frozen=True, slots=True)
+class BoundAgent:
+    """An agent with the topics it reads under a plan, and whether consents govern it (then each batch is gated)."""
+
+    name: str
+    function: Agent
+    topics: Callable[[Plan], list[str]]
+    gated: bool
+
+
+def agent(topics: Callable[[Plan], list[str]], *, gated: bool) -> Callable[[Agent], BoundAgent]:
+    """Bind a function to its topics."""
+    return lambda function: BoundAgent(function.__name__, function, topics, gated)  # type: ignore[attr-defined]
+
+
+def _minimized_topics(plan: Plan) -> list[str]:
+    return sorted(source.topic for source in plan.sources)
+
+
+def _rekeyed_topics(plan: Plan) -> list[str]:
+    return sorted(source.raw_topic for source in plan.sources if source.rekey)
+
+
+@agent(_minimized_topics, gated=True)
+def minimize(batch: Batch, view: View) -> Work:
+    """Decide about each event and publish what is left of it."""
+    source = next(source for source in view.plan.sources if source.topic == batch.topic)
+    place = Place(source, view.partition)
+    work = Work({}, Counter())
+    for record in batch.records:
+        _add(work, view.partition, source, process(record, place, view.consents, view.plan, view.now))
+    return work
+
+
+@agent(_rekeyed_topics, gated=False)
+def rekey(batch: Batch, view: View) -> Work:
+    """Key events by their subject, onto the partition where the subject's consent lies, and leave them as they are."""
+    source = next(source for source in view.plan.sources if source.rekey and source.raw_topic == batch.topic)
+    place = Place(source, view.partition, keyed=False, topic=source.raw_topic)
+    work = Work({}, Counter())
+    for record in batch.records:
+        try:
+            subject = source.reader.read(record.value).subject
+        except Rejected as rejected:
+            _add(work, view.partition, source, quarantine(record, place, view.plan, rejected.reason))
+            continue
+        if subject is None:
+            _add(work, view.partition, source, suppressed(Refusal.NO_SUBJECT))
+            continue
+        # The raw coordinates travel along, so that what is published leads back to the raw record; nothing else of
+        # the raw headers does. The timestamp stays that of the raw record: rule 1 asks when it was recorded.
+        origin = ("celosia-origin", b"%d:%d" % (view.partition, record.offset))
+        output = Output(source.topic, subject, record.value or b"", [origin], record.timestamp)
+        work.sends.setdefault((source.topic, partition_of(subject, view.partitions)), []).append(output)
+        work.tallies[("rekeyed", source.name, "", "")] += 1
+    return work
+
+
+def _add(work: Work, partition: int, source: SourcePlan, outcome: Outcome) -> None:
+    for output in outcome.outputs:
+        work.sends.setdefault((output.topic, partition), []).append(output)
+    work.tallies[(outcome.kind, source.name, "", outcome.reason or "")] += 1
+    if outcome.kind is Kind.PUBLISHED:
+        for output in outcome.outputs:
+            work.tallies[("output", source.name, output.topic, "")] += 1
+    for purpose, refusal in outcome.refusals:
+        work.tallies[("refused", source.name, purpose, refusal)] += 1
+
+
+AGENTS = (rekey, minimize)
+"""All agents, in the order in which an event meets them."""

@@ -1,0 +1,391 @@
+"""The port on aiokafka, for one lane and one follower each.
+
+Rules of this file (each a hazard of aiokafka 0.14, read in its source or met in a run):
+- `commit_transaction` succeeds even if a batch of the transaction was rejected: every future is awaited.
+- A lost answer to EndTxn is retried by the library, and the late first request may end the *next* transaction
+  (KAFKA-17754): here a lost answer is fatal to the producer.
+- `auto_offset_reset="none"` everywhere, and explicit seeks: a position is decided, never guessed.
+- A consumer per lane: the library fetches nothing more from a broker while any partition of the same consumer holds
+  unread records, so one parked lane would hold up the others.
+- Errors are translated by type; their texts are not passed on.
+"""
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import errors as kafka_errors
+from aiokafka.consumer.fetcher import FetchResult
+from aiokafka.producer.sender import EndTxnHandler, Sender
+from aiokafka.protocol.group import HeartbeatRequest
+
+from streams.kafka.port import Batch, ConsentBatch, Fenced, OffsetsGone, PortError, Sends
+
+__all__ = ["AiokafkaConsents", "AiokafkaLane", "ClientSettings", "Connections", "translated"]
+
+_FENCED = (
+    kafka_errors.ProducerFenced,
+    kafka_errors.InvalidProducerEpoch,
+    kafka_errors.InvalidProducerIdMapping,
+    kafka_errors.OutOfOrderSequenceNumber,
+)
+_MEMBER = (kafka_errors.NoError, kafka_errors.RebalanceInProgressError)
+_NO_MEMBER = (kafka_errors.IllegalGenerationError, kafka_errors.UnknownMemberIdError)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """How the clients of one worker connect. Times are in milliseconds, sizes in bytes."""
+
+    bootstrap: str
+    group: str
+    transactional: bool = True
+    transaction_timeout: int = 60_000
+    session_timeout: int = 10_000
+    fetch_bytes: int = 4 << 20
+    """the most that is fetched of a partition at once"""
+    batch_records: int = 4_000
+    """the most records that one transaction takes of a topic"""
+    batch_bytes: int = 1_000_000
+    """the most bytes of one produced record batch; the broker's limit is 1,048,588 unless it was changed"""
+    compression: str | None = None
+
+    def common(self, name: str) -> dict[str, Any]:
+        """Return what all clients share."""
+        return {"bootstrap_servers": self.bootstrap, "client_id": f"{self.group}-{name}", "retry_backoff_ms": 20}
+
+
+class Connections:
+    """What the lanes of one worker share: the consumer in the group, and a client for the gate alone.
+
+    The gate's questions have a connection of their own: behind a busy fetch they would wait for 300 ms.
+    """
+
+    def __init__(self, settings: ClientSettings, member: AIOKafkaConsumer) -> None:
+        self.settings = settings
+        self.member = member
+        self.gate = AIOKafkaConsumer(**settings.common("gate"), enable_auto_commit=False)
+
+    async def start(self) -> None:
+        """Connect. Raises PortError."""
+        async with translated():
+            await self.gate.start()
+
+    async def stop(self) -> None:
+        """Disconnect. Never raises."""
+        await _quietly(self.gate.stop())
+
+    async def confirm(self) -> bool:
+        """Ask the group coordinator whether this worker is a member of the current generation.
+
+        Raises:
+            PortError: it did not say.
+        """
+        coordinator = self.member._coordinator
+        async with translated():
+            request = HeartbeatRequest(coordinator.group_id, coordinator.generation, coordinator.member_id)
+            answer = kafka_errors.for_code((await coordinator._send_req(request)).error_code)
+        if answer in _MEMBER:
+            return True
+        if answer in _NO_MEMBER:
+            return False
+        raise PortError(answer.__name__)
+
+
+class AiokafkaConsents:
+    """Reads one partition of the consent topic (a `ConsentPort`)."""
+
+    def __init__(self, settings: ClientSettings, topic: str, partition: int) -> None:
+        self._tp = TopicPartition(topic, partition)
+        self._settings = settings
+        self._consumer: AIOKafkaConsumer | None = None
+
+    async def rewind(self) -> int:
+        """See the port."""
+        async with translated():
+            consumer = await self._started()
+            first = (await consumer.beginning_offsets([self._tp]))[self._tp]
+            consumer.seek(self._tp, first)
+            return int(first)
+
+    async def read_consents(self) -> ConsentBatch:
+        """See the port."""
+        async with translated():
+            consumer = await self._started()
+            records = await consumer.getmany(self._tp, timeout_ms=500, max_records=5_000)
+            return ConsentBatch(records.get(self._tp, []), await consumer.position(self._tp))
+
+    async def close(self) -> None:
+        """See the port."""
+        if self._consumer is not None:
+            await _quietly(self._consumer.stop())
+
+    async def _started(self) -> AIOKafkaConsumer:
+        if self._consumer is None:
+            consumer = _reader(self._settings, f"consents-{self._tp.partition}")
+            try:
+                await consumer.start()
+            except BaseException:
+                await _quietly(consumer.stop())
+                raise
+            consumer.assign([self._tp])
+            _hand_on_raw_records(consumer)
+            self._consumer = consumer
+        return self._consumer
+
+
+class AiokafkaLane:
+    """Reads and writes for one lane (a `LanePort`)."""
+
+    def __init__(self, connections: Connections, name: str, partition: int, topics: list[str], consents: str) -> None:
+        self._shared = connections
+        self._settings = connections.settings
+        self._name = f"{name}-{partition}"
+        self._tps = {topic: TopicPartition(topic, partition) for topic in topics}
+        self._consent_tp = TopicPartition(consents, partition)
+        self._consumer: AIOKafkaConsumer | None = None
+        self._producer: AIOKafkaProducer | None = None
+        self._offsets: dict[TopicPartition, int] = {}
+        self._next: dict[str, int] = {}
+
+    async def confirm(self) -> bool:
+        """See the port."""
+        owned = self._shared.member.assignment()
+        return all(tp in owned for tp in self._tps.values()) and await self._shared.confirm()
+
+    async def init_transactions(self) -> None:
+        """See the port. Without transactions (at-least-once) it starts a plain producer."""
+        settings = self._settings
+        options: dict[str, Any] = {"acks": "all", "max_batch_size": settings.batch_bytes}
+        if settings.transactional:
+            # INVARIANT (A5): static, so that whoever owns the partition next fences whoever had it before.
+            options["transactional_id"] = f"{settings.group}-{self._name}"
+            options["transaction_timeout_ms"] = settings.transaction_timeout
+        producer = _Producer(
+            **settings.common(f"lane-{self._name}"),
+            **options,
+            max_request_size=2 * settings.batch_bytes,
+            compression_type=settings.compression,
+            linger_ms=0,
+        )
+        async with translated():
+            try:
+                await producer.start()
+            except BaseException:
+                await _quietly(producer.stop())
+                raise
+        self._producer = producer
+
+    async def committed(self) -> dict[str, int | None]:
+        """See the port."""
+        async with translated():
+            return {topic: await self._shared.member.committed(tp) for topic, tp in self._tps.items()}
+
+    async def seek(self, offsets: Mapping[str, int | None]) -> None:
+        """See the port."""
+        async with translated():
+            if self._consumer is None:
+                consumer = _reader(self._settings, f"lane-{self._name}")
+                try:
+                    await consumer.start()
+                except BaseException:
+                    await _quietly(consumer.stop())
+                    raise
+                consumer.assign(list(self._tps.values()))
+                _hand_on_raw_records(consumer)
+                self._consumer = consumer
+            for topic, offset in offsets.items():
+                start = await self.first_offset(topic) if offset is None else offset
+                self._consumer.seek(self._tps[topic], start)
+                self._next[topic] = start
+
+    async def first_offset(self, topic: str) -> int:
+        """See the port."""
+        tp = self._tps[topic]
+        async with translated():
+            return int((await self._shared.gate.beginning_offsets([tp]))[tp])
+
+    async def read_batch(self) -> list[Batch]:
+        """See the port."""
+        consumer = self._consumer
+        if consumer is None:
+            raise PortError("not started")
+        async with translated():
+            records = await consumer.getmany(timeout_ms=1_000, max_records=self._settings.batch_records)
+            return [Batch(tp.topic, batch, await consumer.position(tp)) for tp, batch in records.items() if batch]
+
+    def lag(self) -> dict[str, int]:
+        """See the port."""
+        if self._consumer is None:
+            return {}
+        ends = {topic: self._consumer.highwater(tp) for topic, tp in self._tps.items()}
+        return {topic: max(0, ends[topic] - at) for topic, at in self._next.items() if ends[topic] is not None}
+
+    async def end_offset(self) -> int:
+        """See the port."""
+        async with translated():
+            return int((await self._shared.gate.end_offsets([self._consent_tp]))[self._consent_tp])
+
+    async def begin(self) -> None:
+        """See the port."""
+        self._offsets = {}
+        if self._settings.transactional:
+            async with translated():
+                await self._own_producer.begin_transaction()
+
+    async def send(self, sends: Sends) -> None:
+        """See the port."""
+        producer = self._own_producer
+        futures = []
+        async with translated():
+            for (topic, partition), outputs in sends.items():
+                batch = producer.create_batch()
+                for _, key, value, headers, timestamp in outputs:
+                    if batch.append(timestamp=timestamp, key=key, value=value, headers=headers) is None:
+                        futures.append(await producer.send_batch(batch, topic, partition=partition))
+                        batch = producer.create_batch()
+                        batch.append(timestamp=timestamp, key=key, value=value, headers=headers)
+                futures.append(await producer.send_batch(batch, topic, partition=partition))
+            # INVARIANT (exactly once): a commit does not fail for a rejected batch, so each one is asked for.
+            for outcome in await asyncio.gather(*futures, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+
+    async def send_offsets(self, offsets: Mapping[str, int]) -> None:
+        """See the port."""
+        self._offsets = {self._tps[topic]: offset for topic, offset in offsets.items()}
+        if self._settings.transactional:
+            async with translated():
+                await self._own_producer.send_offsets_to_transaction(self._offsets, self._settings.group)
+
+    async def commit(self) -> None:
+        """See the port. At least once: the offsets, after everything has been acknowledged."""
+        async with translated():
+            if self._settings.transactional:
+                await self._own_producer.commit_transaction()
+            elif self._offsets:
+                await self._shared.member.commit(self._offsets)
+        self._next |= {tp.topic: offset for tp, offset in self._offsets.items()}
+
+    async def close_producer(self, abort: bool) -> None:
+        """See the port."""
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        transaction = producer._txn_manager
+        if abort and transaction is not None and transaction.is_in_transaction():
+            await _quietly(producer.abort_transaction(), 5.0)
+        await _quietly(producer.stop(), 5.0)
+
+    async def close(self) -> None:
+        """See the port."""
+        await self.close_producer(abort=True)
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await _quietly(consumer.stop())
+
+    @property
+    def _own_producer(self) -> AIOKafkaProducer:
+        if self._producer is None:
+            raise PortError("no producer")
+        return self._producer
+
+
+@contextlib.asynccontextmanager
+async def translated() -> AsyncIterator[None]:
+    """Turn the library's errors into the port's. Their texts may quote a record and are left behind."""
+    try:
+        yield
+    except PortError:
+        raise
+    except kafka_errors.OffsetOutOfRangeError as error:
+        [(tp, position)] = list(error.args[0].items())[:1]
+        raise OffsetsGone(tp.topic, position) from None
+    except kafka_errors.KafkaError as error:
+        fenced = isinstance(error, _FENCED) or isinstance(error.__cause__, _FENCED)
+        raise (Fenced if fenced else PortError)(type(error).__name__) from error
+    except (OSError, AssertionError, TimeoutError, ValueError) as error:
+        # Assertions are how the library checks the states of a transaction; ValueErrors come from broken bytes.
+        raise PortError(type(error).__name__) from error
+
+
+async def _quietly(step: Any, seconds: float = 10.0) -> None:
+    """Let go of something: whatever it raises, nothing depends on it any more."""
+    with contextlib.suppress(Exception):
+        await asyncio.wait_for(step, seconds)
+
+
+def _reader(settings: ClientSettings, name: str) -> AIOKafkaConsumer:
+    return AIOKafkaConsumer(
+        **settings.common(name),
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        isolation_level="read_committed",
+        max_partition_fetch_bytes=settings.fetch_bytes,
+        fetch_max_bytes=4 * settings.fetch_bytes,
+    )
+
+
+class _RawRecords(OrderedDict[TopicPartition, Any]):
+    """The fetcher's buffer, which hands on the library's raw records instead of building a `ConsumerRecord` of each.
+
+    That is 2 us of 13 per event. Only this consumer is touched; the records have offset, timestamp, key, value and
+    headers, which is all that the pipeline asks for.
+    """
+
+    def __setitem__(self, tp: TopicPartition, result: Any) -> None:
+        if isinstance(result, FetchResult):
+            result._partition_records._consumer_record = _as_it_is
+        super().__setitem__(tp, result)
+
+
+def _as_it_is(_tp: TopicPartition, record: Any) -> Any:
+    return record
+
+
+def _hand_on_raw_records(consumer: AIOKafkaConsumer) -> None:
+    consumer._fetcher._records = _RawRecords()
+
+
+class _EndTxnOnce(EndTxnHandler):  # type: ignore[misc]
+    """Ends a transaction, and never asks twice after an answer was lost."""
+
+    async def do(self, node_id: int) -> bool:
+        try:
+            answer = await self._sender.client.send(node_id, self.create_request(), group=self.group)
+        except kafka_errors.KafkaError as error:
+            raise kafka_errors.KafkaError("the answer to EndTxn was lost") from error
+        # An answer that says "not now" says also that nothing was done: that may be asked again.
+        backoff = self.handle_response(answer)
+        if backoff is not None:
+            await asyncio.sleep(backoff)
+        return backoff is None
+
+
+class _Sender(Sender):  # type: ignore[misc]
+    async def _do_txn_commit(self, commit_result: Any) -> None:
+        await self._message_accumulator.flush_for_commit()
+        transaction = self._txn_manager
+        if transaction.is_empty_transaction():
+            transaction.complete_transaction()
+            return
+        node_id = await self._find_coordinator(1, transaction.transactional_id)
+        await _EndTxnOnce(self, commit_result).do(node_id)
+
+
+class _Producer(AIOKafkaProducer):  # type: ignore[misc]
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        sender = self._sender
+        self._sender = _Sender(
+            self.client,
+            acks=sender._acks,
+            txn_manager=self._txn_manager,
+            retry_backoff_ms=options["retry_backoff_ms"],
+            message_accumulator=self._message_accumulator,
+            request_timeout_ms=self._request_timeout_ms,
+        )

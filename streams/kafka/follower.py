@@ -1,0 +1,87 @@
+"""Follows one partition of the consent topic and folds all of it into memory.
+
+Rules of this file:
+- The topic *is* the table: read from its first record at every start, no changelog, no local state, nothing to recover.
+- `position` is the offset of the next record, so it also moves over control records and the gaps of compaction. The
+  gate waits for the position, never for a record (a record with that offset may not exist).
+- Records are applied between two awaits, and so is the position moved: nobody sees one without the other.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from streams.consent import Consents
+from streams.kafka.port import ConsentPort, OffsetsGone, PortError, describe
+
+__all__ = ["Follower"]
+
+log = logging.getLogger("celosia.follower")
+
+
+class Follower:
+    """The consents of one partition and how far they have been read: `position` is the offset of the next record."""
+
+    def __init__(self, partition: int, port: ConsentPort, owns: Callable[[bytes], bool]) -> None:
+        self.partition = partition
+        self.consents = Consents(owns)
+        self.position = 0
+        self.unreceipted: list[int] = []
+        """Kafka timestamps (ms) of the records applied since the last receipt, for the metric only"""
+        self._port = port
+        self._moved = asyncio.Event()
+        self._rewind = True
+
+    async def run(self) -> None:
+        """Follow for ever. Ends by cancellation only; whatever fails is tried again, and the gate waits meanwhile."""
+        pause = 0.05
+        try:
+            while True:
+                try:
+                    await self._step()
+                    pause = 0.05
+                except OffsetsGone:
+                    log.error("consents[%d]: the position is gone; everyone is denied until it is rebuilt", self.partition)
+                    self.rebuild()
+                except PortError as error:
+                    log.warning("consents[%d]: %s; trying again in %.2f s", self.partition, describe(error), pause)
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, 5.0)
+        finally:
+            await self._port.close()
+
+    async def _step(self) -> None:
+        if self._rewind:
+            position = await self._port.rewind()
+            self._rewind = False
+            self._set(position)
+        batch = await self._port.read_consents()
+        if self._rewind:
+            return  # Asked for while we were waiting: these records belong to a topic that is no more.
+        for record in batch.records:
+            self.consents.apply(record.key, record.value)
+            self.unreceipted.append(record.timestamp)
+        self._set(batch.position)
+
+    def _set(self, position: int) -> None:
+        if position != self.position:
+            self.position = position
+            moved, self._moved = self._moved, asyncio.Event()
+            moved.set()
+
+    def rebuild(self) -> None:
+        """Deny everyone and read the topic anew from its beginning."""
+        # INVARIANT (fail closed): from here on nobody is known, until the new position passes the gate.
+        self.consents.clear()
+        self.unreceipted.clear()
+        self._rewind = True
+        self._set(-1)
+
+    async def moved(self) -> None:
+        """Wait until the position changes."""
+        await self._moved.wait()
+
+    async def reach(self, end: int) -> None:
+        """Wait until every record below the offset `end` has been applied."""
+        while self.position < end:
+            await self._moved.wait()

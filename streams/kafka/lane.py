@@ -1,0 +1,360 @@
+"""The exactly-once worker of one partition number.
+
+    1 assigned   confirm membership; start the producer with the partition's transactional id, which fences every older
+                 owner and ends its transaction; only then ask for the committed offsets; seek
+    2 read       take a batch; then the gate: ask the consent partition's end offset and wait until the follower has
+                 passed it. A gate that waits long parks the batch; it never lets it through
+    3 process    in one piece, without an await; begin; send everything; send offsets; commit. Any failure: abort, close
+                 the producer, go to 1. A commit is never repeated: the truth is `committed()`
+    4 receipt    consent changes that were applied before a batch was processed get their receipt in that batch's
+                 transaction; an idle lane opens one for them at once
+    5 revoked    finish or abort, and close the producer before returning
+
+Why a receipt may be believed: a lane has one transaction open at a time, so the receipt becomes visible after
+everything that was computed under the older consent, and nothing computed under it comes after.
+
+Rules of this file: no clock but the one passed in, no sleep that a promise rests on, no retry on an unknown result.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from streams.consent import Consents
+from streams.event import Reason
+from streams.kafka.follower import Follower
+from streams.kafka.port import Batch, Fenced, LanePort, OffsetsGone, PortError, Sends, describe
+from streams.outcome import Coordinates, Output, QuarantineRecord, quarantined
+from streams.plan import Plan
+
+__all__ = ["Agent", "Lane", "LaneSettings", "LaneState", "Receipt", "View", "Watch", "Work"]
+
+log = logging.getLogger("celosia.lane")
+_encode = msgspec.json.Encoder().encode
+T = TypeVar("T")
+
+
+class LaneState(StrEnum):
+    """What a lane is doing, for operators."""
+
+    STARTING = "starting"
+    GATE = "first gate"
+    RUNNING = "running"
+    PARKED = "parked at the gate"
+    RESTARTING = "restarting"
+    FENCED = "fenced"
+    STOPPED = "stopped"
+
+
+class Receipt(msgspec.Struct):
+    """The value of a record on the receipt topic; its key is the lane's partition.
+
+    Once it is visible (read_committed), every consent change of `topic`[`partition`] below the offset `through` is in
+    force: no output computed without it becomes visible after. It names nobody: who wrote a consent knows its offset.
+    """
+
+    topic: str
+    partition: int
+    through: int
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSettings:
+    """Seconds. No promise rests on any of them: they only bound how long a failure stays unnoticed."""
+
+    patience: float = 10.0
+    """after this long at the gate the lane says that it is parked"""
+    deadline: float = 30.0
+    """after this long a step of a transaction counts as failed"""
+    pause: float = 0.1
+    """wait before the first restart; doubles up to 5 s"""
+
+
+@dataclass(slots=True)
+class Work:
+    """What one transaction shall hold, from one batch: outputs by topic and partition, and what to count."""
+
+    sends: dict[tuple[str, int], list[Output]]
+    tallies: dict[tuple[str, ...], int]
+
+
+class Watch(Protocol):
+    """What a lane tells those who watch it. Never a payload."""
+
+    def state(self, lane: str, state: LaneState) -> None:
+        """The lane's state has changed."""
+
+    def gate(self, lane: str, seconds: float) -> None:
+        """The gate was passed after so long."""
+
+    def committed(self, lane: str, work: Work, seconds: float, offsets: Mapping[str, int]) -> None:
+        """A transaction was committed; it took so long, from begin to the commit's answer."""
+
+    def receipt(self, lane: str, through: int, written: list[int]) -> None:
+        """A receipt was committed for consent records with these Kafka timestamps (ms)."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What an agent sees besides its batch. `partitions` is how many partitions consents and raw topics have."""
+
+    plan: Plan
+    partition: int
+    partitions: int
+    consents: Consents
+    now: int
+
+
+Agent = Callable[[Batch, View], Work]
+"""Turns a batch of a lane's partition into work. No await, no I/O."""
+
+
+class Lane:
+    """One lane. `run` ends when `stop` was called, when the lane has another owner, or when it is cancelled."""
+
+    def __init__(
+        self,
+        name: str,
+        partition: int,
+        agent: Agent,
+        port: LanePort,
+        follower: Follower | None,
+        *,
+        plan: Plan,
+        partitions: int,
+        clock: Callable[[], int],
+        settings: LaneSettings,
+        watch: Watch,
+    ) -> None:
+        self.name = f"{name}-{partition}"
+        self.partition = partition
+        self.state = LaneState.STARTING
+        self._agent = agent
+        self._port = port
+        self._follower = follower
+        self._plan = plan
+        self._partitions = partitions
+        self._clock = clock
+        self._settings = settings
+        self._watch = watch
+        self._stopping = asyncio.Event()
+        self._progress = False
+        self._through = -1
+
+    def stop(self) -> None:
+        """Ask the lane to finish its transaction and end."""
+        self._stopping.set()
+
+    def lag(self) -> dict[str, int]:
+        """Return, by topic, how many records are waiting, as far as is known."""
+        return self._port.lag()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the lane has passed its gate and is not parked."""
+        return self.state is LaneState.RUNNING
+
+    async def run(self) -> None:
+        """Live until stopped. Leaves neither a producer nor an open transaction behind."""
+        pause = self._settings.pause
+        try:
+            while not self._stopping.is_set():
+                try:
+                    if not await self._unless_stopped(self._port.confirm()):
+                        self._become(LaneState.FENCED)
+                        return  # Not ours any more: the next assignment makes a new lane.
+                    await self._start()
+                    await self._work()
+                except Fenced:
+                    # If the coordinator still counts us as a member, an older worker fenced us: we fence it in turn.
+                    self._become(LaneState.FENCED)
+                except PortError as error:
+                    self._become(LaneState.RESTARTING, describe(error))
+                except _Stopped:
+                    return
+                await self._port.close_producer(abort=True)
+                pause = self._settings.pause if self._progress else min(2 * pause, 5.0)
+                self._progress = False
+                await self._sleep(pause)
+        finally:
+            await self._port.close_producer(abort=True)
+            await self._port.close()
+            self._become(LaneState.STOPPED)
+
+    async def _start(self) -> None:
+        self._become(LaneState.STARTING)
+        # INVARIANT (exactly once): fence first, then ask. An offset read before the fence may still be overtaken by
+        # the commit of the owner before us, and its batch would be published twice.
+        await self._within(self._port.init_transactions())
+        committed = await self._within(self._port.committed())
+        await self._within(self._port.seek(committed))
+        self._become(LaneState.GATE)
+        if self._follower is not None:
+            await self._gate(self._follower)
+        self._become(LaneState.RUNNING)
+
+    async def _work(self) -> None:
+        reading: asyncio.Task[list[Batch]] | None = None
+        try:
+            while True:
+                if reading is None:
+                    reading = asyncio.ensure_future(self._port.read_batch())
+                await self._wait_for(reading)
+                if reading.done():
+                    done, reading = reading, None
+                    try:
+                        batches = done.result()
+                    except OffsetsGone as gone:
+                        await self._skip_what_is_gone(gone)
+                        continue
+                    if batches:
+                        await self._handle(batches)
+                elif self._follower is not None and self._follower.position > self._through:
+                    await self._commit(Work({}, {}), {})
+        finally:
+            if reading is not None:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+
+    async def _wait_for(self, reading: "asyncio.Task[list[Batch]]") -> None:
+        """Wait for a batch, for a consent change without a receipt, or for the order to stop."""
+        if self._stopping.is_set():
+            raise _Stopped
+        waits: list[asyncio.Future[object]] = [reading, asyncio.ensure_future(self._stopping.wait())]  # type: ignore[list-item]
+        if self._follower is not None and self._follower.position <= self._through:
+            waits.append(asyncio.ensure_future(self._follower.moved()))
+        elif self._follower is not None:
+            waits.append(asyncio.ensure_future(asyncio.sleep(0)))
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits[1:]:
+                wait.cancel()
+        if self._stopping.is_set():
+            raise _Stopped
+
+    async def _handle(self, batches: list[Batch]) -> None:
+        if self._follower is not None:
+            # INVARIANT (T1): the gate comes after the batch. A question asked earlier knows nothing of a withdrawal
+            # that was acknowledged in between, and the batch may hold events that followed it.
+            await self._gate(self._follower)
+        # From here to the end of `_process` nothing is awaited: no consent changes under a batch.
+        work = self._process(batches)
+        await self._commit(work, {batch.topic: batch.next_offset for batch in batches})
+
+    def _process(self, batches: list[Batch]) -> Work:
+        consents = Consents() if self._follower is None else self._follower.consents
+        view = View(self._plan, self.partition, self._partitions, consents, self._clock())
+        work = self._agent(batches[0], view)
+        for batch in batches[1:]:
+            more = self._agent(batch, view)
+            for place, outputs in more.sends.items():
+                work.sends.setdefault(place, []).extend(outputs)
+            for tally, count in more.tallies.items():
+                work.tallies[tally] = work.tallies.get(tally, 0) + count
+        return work
+
+    async def _gate(self, follower: Follower) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        end = await self._within(self._port.end_offset())
+        if end < follower.position:
+            log.error("lane %s: the consent topic ends before what was read of it: rebuilding, all denied", self.name)
+            follower.rebuild()
+            self._through = -1
+        reached = asyncio.ensure_future(follower.reach(end))
+        resume = self.state
+        try:
+            while not reached.done():
+                try:
+                    await self._unless_stopped(asyncio.shield(reached), self._settings.patience)
+                except TimeoutError:
+                    # INVARIANT (fail closed): however long it takes, the batch waits.
+                    self._become(LaneState.PARKED, f"consents at {follower.position} of {end}")
+        finally:
+            reached.cancel()
+        self._become(resume if resume is not LaneState.PARKED else LaneState.RUNNING)
+        self._watch.gate(self.name, loop.time() - began)
+
+    async def _commit(self, work: Work, offsets: Mapping[str, int]) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        through, written = self._through, []
+        sends: Sends = work.sends
+        if self._follower is not None and self._follower.position > self._through:
+            # INVARIANT (T2): taken after the batch was processed without an await, so nothing in this transaction was
+            # computed under an older consent; and everything older was committed before this one begins.
+            through = self._follower.position
+            written, self._follower.unreceipted = self._follower.unreceipted, []
+            receipt = self._receipt(through)
+            sends = {**work.sends, (receipt.topic, self.partition): [receipt]}
+        await self._within(self._port.begin())
+        if sends:
+            await self._within(self._port.send(sends))
+        if offsets:
+            await self._within(self._port.send_offsets(offsets))
+        await self._within(self._port.commit())
+        self._progress = True
+        self._watch.committed(self.name, work, loop.time() - began, offsets)
+        if through != self._through:
+            self._through = through
+            self._watch.receipt(self.name, through, written)
+
+    def _receipt(self, through: int) -> Output:
+        policy = self._plan.policy
+        receipt = Receipt(policy.topic("consents"), self.partition, through, self._plan.name)
+        return Output(policy.topic("receipts"), b"%d" % self.partition, _encode(receipt), [], None)
+
+    async def _skip_what_is_gone(self, gone: OffsetsGone) -> None:
+        """Go on where the broker's records begin, and leave a record of what nobody can read any more."""
+        first = await self._within(self._port.first_offset(gone.topic))
+        log.error("lane %s: %s[%d] has lost offsets %d to %d", self.name, gone.topic, self.partition, gone.position, first)
+        topic = self._plan.policy.topic("quarantine")
+        where = Coordinates(gone.topic, self.partition, gone.position)
+        record = QuarantineRecord(where, Reason.OUT_OF_RANGE.value, self._plan.name, "absent", 0, to_offset=first)
+        outcome = quarantined(topic, record, Reason.OUT_OF_RANGE)
+        await self._commit(Work({(topic, self.partition): list(outcome.outputs)}, {}), {gone.topic: first})
+        await self._within(self._port.seek({gone.topic: first}))
+
+    async def _within(self, step: Awaitable[T]) -> T:
+        """Bound one step. Its result is unknown after a time-out, so that is a failure like any other."""
+        try:
+            return await asyncio.wait_for(step, self._settings.deadline)
+        except TimeoutError as error:
+            raise PortError("a step took too long") from error
+
+    async def _unless_stopped(self, step: Awaitable[T], seconds: float | None = None) -> T:
+        """Wait for a step, for the order to stop, or for a time-out."""
+        task = asyncio.ensure_future(step)
+        stop = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait([task, stop], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise _Stopped if stop.done() else TimeoutError
+        finally:
+            stop.cancel()
+            if not task.done():
+                task.cancel()
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            await self._unless_stopped(asyncio.sleep(seconds))
+        except _Stopped:
+            return
+
+    def _become(self, state: LaneState, why: str = "") -> None:
+        if state is not self.state:
+            self.state = state
+            log.info("lane %s: %s%s", self.name, state, f" ({why})" if why else "")
+            self._watch.state(self.name, state)
+
+
+class _Stopped(Exception):
+    """The order to stop came while the lane was waiting."""

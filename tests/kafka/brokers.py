@@ -1,0 +1,312 @@
+"""How a test finds its broker, and what it asks of it through a client that is not celosia's (librdkafka)."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from streams.embedded import BrokerFailed, apache_kafka, embedded, java_and_maven
+
+SECONDS = 30.0
+IMAGE = "apache/kafka:4.1.0"
+
+
+class Broker(NamedTuple):
+    """What a test needs to know of the broker it talks to, whoever started it."""
+
+    bootstrap: str
+    name: str
+    transactions: bool
+
+
+class Record(NamedTuple):
+    """One record as the broker holds it. `timestamp` is milliseconds, or None if the record has none."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int | None
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]]
+
+
+class ToSend(NamedTuple):
+    """One record for `produce`. Without a partition the partitioner chooses it by the key."""
+
+    key: bytes | None = None
+    value: bytes | None = None
+    headers: list[tuple[str, bytes | None]] = []
+    partition: int = -1
+    timestamp: int = 0
+
+
+@contextmanager
+def find_broker() -> Iterator[Broker]:
+    """The first that is there: `CELOSIA_BOOTSTRAP`, Docker, Java with Maven, the embedded one."""
+    if bootstrap := os.environ.get("CELOSIA_BOOTSTRAP"):
+        yield Broker(
+            bootstrap, f"the broker at {bootstrap} (CELOSIA_BOOTSTRAP)", _has_transactions(bootstrap)
+        )
+    elif docker_missing() is None:
+        with docker_kafka() as broker:
+            yield broker
+    elif java_and_maven() is None:
+        with apache_kafka() as kafka:
+            yield Broker(kafka.bootstrap, kafka.name, kafka.transactions)
+    else:
+        with embedded() as tansu:
+            yield Broker(tansu.bootstrap, tansu.name, tansu.transactions)
+
+
+def docker_missing() -> str | None:
+    """None if a Docker engine answers, or else the reason why not, in one line."""
+    try:
+        import docker
+
+        client = docker.from_env(timeout=5)
+        try:
+            client.ping()
+        finally:
+            client.close()
+    except Exception as error:
+        return f"no Docker engine answers ({type(error).__name__})"
+    return None
+
+
+@contextmanager
+def docker_kafka() -> Iterator[Broker]:
+    """Apache Kafka in a container, reached through one port of 127.0.0.1."""
+    import socket
+
+    from testcontainers.core.container import DockerContainer
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    container = DockerContainer(IMAGE).with_kwargs(ports={"9092/tcp": ("127.0.0.1", port)})
+    settings = {
+        "KAFKA_NODE_ID": "1",
+        "KAFKA_PROCESS_ROLES": "broker,controller",
+        "KAFKA_CONTROLLER_QUORUM_VOTERS": "1@localhost:9093",
+        "KAFKA_LISTENERS": "PLAINTEXT://:9092,CONTROLLER://:9093",
+        "KAFKA_ADVERTISED_LISTENERS": f"PLAINTEXT://127.0.0.1:{port}",
+        "KAFKA_CONTROLLER_LISTENER_NAMES": "CONTROLLER",
+        "KAFKA_LISTENER_SECURITY_PROTOCOL_MAP": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "KAFKA_NUM_PARTITIONS": "4",
+        "KAFKA_OFFSETS_TOPIC_NUM_PARTITIONS": "4",
+        "KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR": "1",
+        "KAFKA_TRANSACTION_STATE_LOG_NUM_PARTITIONS": "4",
+        "KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR": "1",
+        "KAFKA_TRANSACTION_STATE_LOG_MIN_ISR": "1",
+        "KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
+        "KAFKA_AUTO_CREATE_TOPICS_ENABLE": "false",
+    }
+    for name, value in settings.items():
+        container.with_env(name, value)
+    with container:
+        bootstrap, deadline = f"127.0.0.1:{port}", time.monotonic() + 90
+        while not _answers(bootstrap):
+            if time.monotonic() > deadline:
+                out, err = container.get_logs()
+                tail = (out + err).decode(errors="replace")[-2000:]
+                raise BrokerFailed(
+                    f"starting {IMAGE} with Docker: no answer in 90 s; see its log below\n{tail}"
+                )
+        yield Broker(bootstrap, f"{IMAGE} (Docker)", True)
+
+
+def create_topics(bootstrap: str, topics: Mapping[str, tuple[int, int, Mapping[str, str]]]) -> None:
+    """Create topics, each with its number of partitions, of replicas, and its settings; wait for their leaders."""
+    admin = _admin(bootstrap)
+    wanted = [
+        NewTopic(name, num_partitions=partitions, replication_factor=replicas, config=dict(config))
+        for name, (partitions, replicas, config) in topics.items()
+    ]
+    for future in admin.create_topics(wanted, operation_timeout=SECONDS).values():
+        future.result(SECONDS)
+
+    def led() -> bool:
+        known = admin.list_topics(timeout=SECONDS).topics
+        return all(
+            name in known
+            and len(known[name].partitions) == partitions
+            and all(partition.leader >= 0 for partition in known[name].partitions.values())
+            for name, (partitions, _, _) in topics.items()
+        )
+
+    wait_until(led, f"{list(topics)} have leaders")
+
+
+def delete_topics(bootstrap: str, names: Iterable[str]) -> None:
+    """Delete topics and wait until no broker lists them."""
+    admin, names = _admin(bootstrap), list(names)
+    for future in admin.delete_topics(names, operation_timeout=SECONDS).values():
+        future.result(SECONDS)
+    wait_until(lambda: not set(names) & set(admin.list_topics(timeout=SECONDS).topics), f"{names} are gone")
+
+
+def produce(
+    bootstrap: str,
+    topic: str,
+    records: Iterable[ToSend],
+    acks: str = "all",
+    partitioner: str = "murmur2_random",
+) -> None:
+    """Send records, and return when all are acknowledged. The partitioner is Java's, unless another is named."""
+    producer = Producer({**_client(bootstrap), "acks": acks, "partitioner": partitioner, "linger.ms": 5})
+    errors: list[Any] = []
+
+    def delivered(error: Any, _: Message) -> None:
+        if error is not None:
+            errors.append(error)
+
+    for record in records:
+        while True:
+            try:
+                producer.produce(topic, on_delivery=delivered, **record._asdict())
+                break
+            except BufferError:  # The queue is full; it empties while we wait here for acknowledgements.
+                producer.poll(0.1)
+    unsent = producer.flush(SECONDS)
+    if errors or unsent:
+        raise AssertionError(f"{topic}: {unsent} records unacknowledged, {len(errors)} refused {errors[:3]}")
+
+
+def end_offsets(bootstrap: str, topic: str, isolation: str = "read_committed") -> dict[int, int]:
+    """The offset after the last record of each partition that a reader of this isolation can reach."""
+    consumer = _consumer(bootstrap, isolation)
+    try:
+        return {partition: _ends(consumer, topic, partition)[1] for partition in _partitions(consumer, topic)}
+    finally:
+        consumer.close()
+
+
+def read_all(
+    bootstrap: str,
+    topic: str,
+    isolation: str = "read_committed",
+    until: Callable[[list[Record]], bool] | None = None,
+    seconds: float = SECONDS,
+) -> list[Record]:
+    """All records of a topic: up to the end offsets of now, or until the condition holds on what was read."""
+    consumer = _consumer(bootstrap, isolation)
+    try:
+        left, starts = {}, []
+        for partition in _partitions(consumer, topic):
+            low, high = _ends(consumer, topic, partition)
+            starts.append(TopicPartition(topic, partition, OFFSET_BEGINNING))
+            if high > low:
+                left[partition] = high
+        consumer.assign(starts)
+        records: list[Record] = []
+        deadline = time.monotonic() + seconds
+        while not until(records) if until else left:
+            if time.monotonic() > deadline:
+                missing = "the condition does not hold" if until else f"not at the ends {left}"
+                raise AssertionError(f"{topic}: {len(records)} records in {seconds:.0f} s, and {missing}")
+            for message in consumer.consume(1000, timeout=0.05):
+                if (error := message.error()) is None:
+                    records.append(_record(message))
+                elif error.fatal() or not error.retriable():
+                    raise KafkaException(error)
+            # The position moves past markers of transactions and aborted records, which are never handed out.
+            for place in consumer.position([TopicPartition(topic, p) for p in left]):
+                if place.offset >= left[place.partition]:
+                    del left[place.partition]
+        return records
+    finally:
+        consumer.close()
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
+    """Ask again and again until the condition holds; fail, saying what was waited for, when time is up."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not in {seconds:.0f} s: {what}"
+        time.sleep(0.02)
+
+
+def _client(bootstrap: str) -> dict[str, Any]:
+    # 127.0.0.1 is never asked over IPv6; short back-offs, because the brokers of tests come and go.
+    return {"bootstrap.servers": bootstrap, "broker.address.family": "v4", "reconnect.backoff.max.ms": 500}
+
+
+def _admin(bootstrap: str) -> AdminClient:
+    return AdminClient(_client(bootstrap))
+
+
+def _consumer(bootstrap: str, isolation: str) -> Consumer:
+    return Consumer(
+        {
+            **_client(bootstrap),
+            "group.id": "celosia-tests-independent-reader",
+            "isolation.level": isolation,
+            "enable.auto.commit": False,
+            "auto.offset.reset": "error",
+            "fetch.wait.max.ms": 50,
+        }
+    )
+
+
+def _partitions(consumer: Consumer, topic: str) -> list[int]:
+    found = consumer.list_topics(topic, timeout=SECONDS).topics[topic]
+    if found.error is not None:
+        raise KafkaException(found.error)
+    return sorted(found.partitions)
+
+
+def _ends(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+    ends = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=SECONDS)
+    assert ends is not None, f"{topic}[{partition}]: no answer to ListOffsets in {SECONDS:.0f} s"
+    return ends
+
+
+def _record(message: Message) -> Record:
+    kind, timestamp = message.timestamp()
+    headers = [(name, value) for name, value in message.headers() or []]
+    return Record(
+        str(message.topic()),
+        int(message.partition() or 0),
+        int(message.offset() or 0),
+        timestamp if kind else None,
+        message.key(),
+        message.value(),
+        headers,
+    )
+
+
+def _answers(bootstrap: str) -> bool:
+    try:
+        return bool(_admin(bootstrap).list_topics(timeout=1).brokers)
+    except KafkaException:
+        return False
+
+
+def _has_transactions(bootstrap: str) -> bool:
+    """Whether aiokafka, the client that celosia uses, gets a transactional producer from this broker."""
+
+    async def ask() -> bool:
+        producer = AIOKafkaProducer(bootstrap_servers=bootstrap, transactional_id="celosia-tests-probe")
+        try:
+            await asyncio.wait_for(producer.start(), 15)
+        except (KafkaError, TimeoutError):
+            return False
+        finally:
+            await producer.stop()
+        return True
+
+    return asyncio.run(ask())
