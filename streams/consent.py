@@ -13,13 +13,11 @@ Rules of this file:
 
 import json
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import IntEnum, StrEnum
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
-
-from streams.event import milliseconds
 
 __all__ = [
     "FOREVER",
@@ -117,6 +115,8 @@ class Consent(NamedTuple):
     readable: bool = True
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 _decode = msgspec.json.Decoder(ConsentRecord).decode
 
 
@@ -148,10 +148,12 @@ def read_consent(value: bytes) -> tuple[str, Consent]:
             names += 3
             strings += 2
             if grant.until is not None:
-                until = milliseconds(grant.until.isoformat())
+                until = (grant.until - _EPOCH) // _MILLISECOND
                 names += 1
                 strings += 1
-            grants[purpose] = Grant(RUNGS[grant.rung], milliseconds(grant.since.isoformat()), until)
+            # To the strict side of the millisecond: `since` up, `until` down.
+            since = -((_EPOCH - grant.since) // _MILLISECOND)
+            grants[purpose] = Grant(RUNGS[grant.rung], since, until)
         # Parsers let the last of two equal names win. Which of `"rung":"nothing","rung":"identified"` was meant is
         # not ours to guess. Counting quotation marks finds an extra name; only then is the exact question asked.
         if b"\\" in value or value.count(b'"') != 2 * (names + strings):
@@ -261,7 +263,7 @@ def rule_1(grant: Grant | None, recorded: int, now: int, skew: int) -> Rung | Re
     ['RECORDED_BEFORE_CONSENT', 'PSEUDONYMOUS', 'PSEUDONYMOUS', 'EXPIRED']
     """
     # INVARIANT (default deny): every way out of here but the last is a refusal.
-    if grant is None or grant.rung is Rung.NOTHING:
+    if grant is None or not grant.rung:
         return Refusal.NOT_ALLOWED
     if recorded < grant.since + skew:
         return Refusal.RECORDED_BEFORE_CONSENT

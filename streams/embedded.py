@@ -69,7 +69,7 @@ class _Process:
                 command, stdin=none, stdout=out, stderr=out, env=env, cwd=log.parent, start_new_session=True
             )
         self.pid = self._broker.pid
-        guard = ["/bin/sh", "-c", 'read -r _; kill -9 -- "-$1"', "guard", str(self.pid)]
+        guard = ["/bin/sh", "-c", 'read -r _; kill -s KILL -- "-$1"', "guard", str(self.pid)]
         try:
             self._guard = subprocess.Popen(  # noqa: S603 - a program of ours
                 guard, stdin=subprocess.PIPE, stdout=none, stderr=none, start_new_session=True

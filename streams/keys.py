@@ -9,10 +9,13 @@ Rules of this file:
 """
 
 import hmac
+import os
 import secrets
 import struct
+import sys
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from streams.errors import SettingsError
 
-__all__ = ["MasterKey", "Pseudonyms", "Seal", "hkdf"]
+__all__ = ["MasterKey", "Pseudonyms", "Seal", "hkdf", "installation_key"]
 
 _CACHED = 65_536
 
@@ -123,7 +126,7 @@ class Pseudonyms:
     >>> ads(b"ana", 0) == ads(b"ana", 999), ads(b"ana", 0) == ads(b"ana", 1000), ads(b"ana", 0) == news(b"ana", 0)
     (True, False, False)
     >>> ads(b"ana", 0)
-    '8mD2RQ.qiL7ebcwPvlQMTmZz3LtxQ'
+    b'8mD2RQ.qiL7ebcwPvlQMTmZz3LtxQ'
     """
 
     __slots__ = ("_cache", "_epoch", "_id", "_key", "_master", "_rotate", "_use")
@@ -134,10 +137,10 @@ class Pseudonyms:
         self._rotate = rotate
         self._epoch: int | None = None
         self._key = b""
-        self._id = ""
-        self._cache: dict[bytes, str] = {}
+        self._id = b""
+        self._cache: dict[bytes, bytes] = {}
 
-    def __call__(self, value: bytes, at: int) -> str:
+    def __call__(self, value: bytes, at: int) -> bytes:
         """Return the pseudonym of `value` in the epoch of `at` (milliseconds): key id, a dot, 22 characters."""
         epoch = at // self._rotate
         if epoch != self._epoch:
@@ -147,13 +150,13 @@ class Pseudonyms:
             if len(self._cache) >= _CACHED:
                 self._cache.clear()
             digest = hmac.digest(self._key, value, "sha256")[:16]
-            name = self._cache[value] = f"{self._id}.{urlsafe_b64encode(digest)[:22].decode()}"
+            name = self._cache[value] = self._id + urlsafe_b64encode(digest)[:22]
         return name
 
     def _turn(self, epoch: int) -> None:
         derived = self._master.derive(*self._use, str(epoch), length=36)
         self._key = derived[:32]
-        self._id = urlsafe_b64encode(derived[32:])[:6].decode()
+        self._id = urlsafe_b64encode(derived[32:])[:6] + b"."
         self._epoch = epoch
         self._cache.clear()
 
@@ -201,5 +204,25 @@ class Seal:
         raise SettingsError("the sealed source was made with another key, for another purpose or for another topic")
 
 
+@lru_cache(maxsize=1024)
 def _short(topic: str) -> bytes:
     return blake2b(topic.encode(), digest_size=4).digest()
+
+
+def installation_key(file: Path | None, *, create: bool = True) -> MasterKey:
+    """Return the key of this installation: from `file`, or from the user's configuration folder.
+
+    Only the latter is created when it is missing, with one line on standard error: all workers of one deployment need
+    the same key, so a file that somebody named must be there. `create=False`: neither is.
+
+    Raises:
+        SettingsError: the file is missing, may be read by others, or holds no key.
+    """
+    if file is not None:
+        return MasterKey.of_file(file)
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    file = home / "celosia" / "key"
+    if create and not file.exists():
+        MasterKey.create(file)
+        print(f"celosia: made a new key in {file}; every worker of one deployment needs the same file", file=sys.stderr)
+    return MasterKey.of_file(file)

@@ -3,38 +3,40 @@
 Rules of this file:
 - The raw document is read through the recipe's getter and never copied or edited: a field that nobody named has no
   way into the result.
-- What a form cannot take is left out. What a form breaks on rejects the whole event: nothing half made is published.
+- What a form cannot take is left out, and so is what is no string, number, true or false. What a form breaks on
+  rejects the whole event: nothing half made is published.
 """
 
 from typing import Any
 
 from streams.event import Reason, Rejected
-from streams.plan import Recipe
-from streams.transforms import ABSENT
+from streams.plan import Layout, Recipe
+from streams.transforms import ABSENT, SCALARS
 
 __all__ = ["minimize"]
 
 
-def minimize(document: Any, recipe: Recipe, recorded: int) -> dict[str, Any] | None:
-    """Return the fields of the minimized event, nested as their paths say; None where nothing is left.
+def minimize(document: Any, recipe: Recipe, recorded: int) -> Any:
+    """Return the fields of the minimized event as an object of the recipe's type; ABSENT where nothing is left.
 
     `document` is what the source's reader returned, `recorded` the time in ms that rotating forms go by.
 
     Raises:
         Rejected: a form raised.
     """
-    body: dict[str, Any] = {}
-    for value, (form, groups, name) in zip(recipe.fields(document), recipe.steps, strict=True):
-        if value is ABSENT:
-            continue
-        try:
-            kept = form(value, recorded)
-        except Exception:  # noqa: BLE001 - whatever a form raises may quote the value: only the reason goes on
-            raise Rejected(Reason.TRANSFORM_FAILED) from None
-        if kept is ABSENT or kept is None:
-            continue
-        place = body
-        for group in groups:
-            place = place.setdefault(group, {})
-        place[name] = kept
-    return body or None
+    values = list(recipe.fields(document))
+    try:
+        for index, form in recipe.forms:
+            values[index] = form(values[index], recorded)
+    except Exception:
+        raise Rejected(Reason.TRANSFORM_FAILED) from None
+    # INVARIANT (minimal): an object or array would carry leaves that nobody named, whatever form returned it.
+    if not SCALARS.issuperset(map(type, values)):
+        values = [value if type(value) in SCALARS else ABSENT for value in values]
+    return _fill(recipe.layout, values)
+
+
+def _fill(layout: Layout, values: list[Any]) -> Any:
+    groups = [_fill(group, values) for group in layout.groups]
+    mine = values[layout.start : layout.end] + groups
+    return ABSENT if mine.count(ABSENT) == len(mine) else layout.type(*mine)

@@ -101,7 +101,7 @@ def shape_of(value: bytes | None, known: frozenset[str]) -> tuple[dict[str, str]
     """
     try:
         document = msgspec.json.decode(value or b"")
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # the decoder raises the second for names
         return {}, 0
     if type(document) is not dict:
         return {"": _TYPES.get(type(document), "null")}, 0

@@ -11,18 +11,19 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from streams.consent import Consent, Consents, Refusal
+from streams.consent import Consent, Consents, Refusal, Rung
 from streams.decision import decide
-from streams.event import Reason, Record, Rejected, iso
+from streams.event import Reason, Record, Rejected
 from streams.minimized import minimize
 from streams.outcome import Coordinates, Kind, Outcome, Output, QuarantineRecord, quarantined, shape_of, suppressed
 from streams.plan import MAX_OUTPUT_BYTES, Plan, PurposePlan, Recipe, SourcePlan
 from streams.sources import Envelope
+from streams.transforms import ABSENT
 
-__all__ = ["Place", "process", "quarantine", "recorded_at"]
+__all__ = ["Place", "latest_at", "process", "quarantine", "recorded_at"]
 
 _encode = msgspec.json.Encoder().encode
-_PSEUDONYMOUS, _IDENTIFIED = 3, 4
+_PSEUDONYMOUS, _IDENTIFIED = int(Rung.PSEUDONYMOUS), int(Rung.IDENTIFIED)
 
 
 class Place(NamedTuple):
@@ -68,15 +69,16 @@ def _serve(record: Record, envelope: Envelope, place: Place, consents: Consents,
             raise Rejected(Reason.WRONG_PARTITION)
         return suppressed(Refusal.NO_CONSENT)
     recorded = recorded_at(record, envelope, now)
-    outputs = []
-    refusals = []
+    latest = latest_at(record, envelope, now)
+    outputs: list[Output] = []
+    refusals: list[tuple[str, Refusal]] = []
     for service in services:
-        recipe = decide(service, consent, recorded, now, place.source.clock_skew)
+        recipe = decide(service, consent, recorded, latest, place.source.clock_skew)
         if isinstance(recipe, Refusal):
             refusals.append((service.purpose.name, recipe))
             continue
         body = minimize(envelope.document, recipe, recorded)
-        if body is None:
+        if body is ABSENT:
             refusals.append((service.purpose.name, Refusal.NOTHING_LEFT))
             continue
         outputs.append(_output(record, place, subject, consent, service.purpose, recipe, body, recorded))
@@ -101,6 +103,15 @@ def recorded_at(record: Record, envelope: Envelope, now: int) -> int:
     return min(now, recorded)
 
 
+def latest_at(record: Record, envelope: Envelope, now: int) -> int:
+    """Return what ends of consents are held against, in ms: the latest of what Kafka, the event and the clock say.
+
+    Later is stricter there: a clock that is behind cannot revive a consent that Kafka or the event say had run out.
+    """
+    latest = max(now, record.timestamp)
+    return latest if envelope.time is None else max(latest, envelope.time)
+
+
 def _output(
     record: Record,
     place: Place,
@@ -108,36 +119,38 @@ def _output(
     consent: Consent,
     purpose: PurposePlan,
     recipe: Recipe,
-    body: dict[str, Any],
+    body: Any,
     recorded: int,
 ) -> Output:
-    who = None
+    cut = recipe.floor(recorded)
+    stamp = recipe.stamp(cut, consent.version)
+    try:
+        fields = _encode(body)
+    except Exception:
+        raise Rejected(Reason.TRANSFORM_FAILED) from None
+    # The stamp is the same for many events, so it comes encoded; only the subject is added to it.
     if recipe.rung >= _IDENTIFIED:
-        who = subject.decode()
+        who = subject
+        value = b'%b,"_celosia":%b,"subject":%b}}' % (fields[:-1], stamp.json, _encode(who.decode()))
     elif recipe.rung >= _PSEUDONYMOUS:
         who = purpose.pseudonym(subject, recorded)
-    cut = recipe.floor(recorded)
-    expires = iso(cut + purpose.lifetime)
-    stamp = {**recipe.stamp, "consent": consent.version, "expires_at": expires}
-    if who is not None:
-        stamp["subject"] = who
-    body["_celosia"] = stamp
-    value = _encode(body)
+        value = b'%b,"_celosia":%b,"subject":"%b"}}' % (fields[:-1], stamp.json, who)
+    else:
+        who = None
+        value = b'%b,"_celosia":%b}}' % (fields[:-1], stamp.json)
     if len(value) > MAX_OUTPUT_BYTES:
         raise Rejected(Reason.TOO_LARGE)
-    headers = [
-        *recipe.headers,
-        ("celosia-consent", b"%d" % consent.version),
-        ("celosia-expires-at", expires.encode()),
-        ("celosia-source", purpose.seal(place.source.raw_topic, *_raw_place(record, place))),
-    ]
+    partition, offset = _raw_place(record, place) if place.source.rekey else (place.partition, record.offset)
+    headers = [*stamp.headers, ("celosia-source", purpose.seal(place.source.raw_topic, partition, offset))]
     # A timestamp before 1970 is not one that Kafka takes.
-    return Output(purpose.topic, None if who is None else who.encode(), value, headers, max(0, cut))
+    return Output(purpose.topic, who, value, headers, max(0, cut))
 
 
 def quarantine(record: Record, place: Place, plan: Plan, reason: Reason) -> Outcome:
     """Return the outcome of a record that cannot be handled: a quarantine record of its shape and coordinates."""
-    shape, unnamed = shape_of(record.value, place.source.known_paths)
+    # How deep the parser goes depends on who called it, and records must not.
+    readable = None if reason is Reason.TOO_DEEP else record.value
+    shape, unnamed = shape_of(readable, place.source.known_paths)
     coordinates = Coordinates(place.topic or place.source.topic, place.partition, record.offset)
     key = "absent" if record.key is None else "present" if record.key else "empty"
     size = len(record.value or b"")
@@ -147,9 +160,8 @@ def quarantine(record: Record, place: Place, plan: Plan, reason: Reason) -> Outc
 
 def _raw_place(record: Record, place: Place) -> tuple[int, int]:
     """Return partition and offset of the raw record: for a re-keyed one they stand in a header that we wrote."""
-    if place.source.rekey:
-        for name, value in record.headers:
-            if name == "celosia-origin" and value is not None:
-                partition, _, offset = value.partition(b":")
-                return int(partition), int(offset)
+    for name, value in record.headers:
+        if name == "celosia-origin" and value is not None:
+            partition, _, offset = value.partition(b":")
+            return int(partition), int(offset)
     return place.partition, record.offset

@@ -9,17 +9,33 @@ Rules of this file:
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import msgspec
 
 from streams.consent import RUNGS, Rung
 from streams.errors import PolicyError
+from streams.event import iso
 from streams.keys import MasterKey, Pseudonyms, Seal
 from streams.policy import FieldRule, Policy, Purpose, Source
 from streams.sources import SHAPES, DocumentReader, Getter
-from streams.transforms import FORMS, Context, Form
+from streams.transforms import ABSENT, FORMS, Context, Form
+from streams.transforms.plain import keep
 from streams.transforms.time import floor_to_month
 
-__all__ = ["MAX_OUTPUT_BYTES", "Plan", "PurposePlan", "Recipe", "Service", "SourcePlan", "compile_plan", "form_in_force"]
+__all__ = [
+    "MAX_OUTPUT_BYTES",
+    "Layout",
+    "Plan",
+    "PurposePlan",
+    "Recipe",
+    "Service",
+    "SourcePlan",
+    "Stamp",
+    "compile_plan",
+    "form_in_force",
+]
 
 MAX_OUTPUT_BYTES = 900_000
 """The largest value of an output: what a topic with Kafka's default limit of 1 MiB takes, with room for headers."""
@@ -27,20 +43,58 @@ MAX_OUTPUT_BYTES = 900_000
 _DAY = 86_400_000
 
 
+class Stamp(msgspec.Struct, omit_defaults=True, gc=False):
+    """`_celosia` in an output: how it came about, and when it dies.
+
+    `subject` says who the event is about: the pseudonym at `pseudonymous`, the customer's own id at `identified`.
+    """
+
+    policy: str
+    version: int
+    purpose: str
+    rung: str
+    event: str
+    consent: int
+    expires_at: str
+    subject: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Stamped(NamedTuple):
+    """A stamp without its subject: as headers, and as JSON that lacks the closing brace."""
+
+    headers: tuple[tuple[str, bytes], ...]
+    json: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the values of a recipe go: those from `start` to `end` are leaves here, then come the groups below.
+
+    `type` is compiled from the paths, like the reader's: there is no place in it for a field that nobody named, and
+    what is ABSENT is left out as it is encoded.
+    """
+
+    type: type[msgspec.Struct]
+    start: int
+    end: int
+    groups: "tuple[Layout, ...]"
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How one event type becomes an output for one purpose at one rung: the fields, their forms and their places."""
 
     rung: Rung
+    paths: tuple[str, ...]
     fields: Getter
-    steps: tuple[tuple[Form, tuple[str, ...], str], ...]
-    """for each field its form, the names of the groups it stands in, and its own name"""
+    forms: tuple[tuple[int, Form], ...]
+    """index of a value and the form it is given; a value without one is kept as it is"""
+    layout: Layout
+    """where the values that the forms give, in the order of `paths`, stand in the output"""
     floor: Callable[[int], int]
     """cuts a time in ms to the precision that the fields tell"""
-    stamp: dict[str, Any]
-    """the constant part of `_celosia`"""
-    headers: tuple[tuple[str, bytes], ...]
-    """the constant headers"""
+    stamp: Callable[[int, int], Stamped]
+    """(cut time in ms, consent version) -> all of the stamp but the subject"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +170,7 @@ def compile_plan(policy: Policy, master: MasterKey, file: str = "policy") -> Pla
         known = frozenset({*fields, *(path for path in source.paths if path is not None)})
         rekey = source.key == "other"
         topic = policy.topic("rekeyed") + "." + name if rekey else source.topic
-        sources.append(
-            SourcePlan(name, topic, source.topic, rekey, reader, source.clock_skew, services, known)
-        )
+        sources.append(SourcePlan(name, topic, source.topic, rekey, reader, source.clock_skew, services, known))
     if findings:
         raise PolicyError(file, list(dict.fromkeys(findings)))
     return Plan(policy, master, tuple(sources), purposes)
@@ -163,17 +215,15 @@ def _service(
         if rung < Rung.ANONYMOUS or rung > purpose.highest or not chosen:
             recipes.append(None)
             continue
-        steps = []
+        forms = {}
         for path, (name, parameters) in chosen.items():
             try:
-                form = FORMS[name].make(parameters, context)
+                forms[path] = FORMS[name].make(parameters, context)
             except (ValueError, TypeError) as error:
                 findings.append(f"events.{event}.{path}, as `{name}`: {error}")
-                continue
-            *groups, leaf = path.split(".")
-            steps.append((form, tuple(groups), leaf))
-        floor = _floor(None if source.time is None else chosen.get(source.time))
-        recipes.append(_recipe(policy, purpose, event, rung, reader.getter(chosen), tuple(steps), floor))
+        if not findings:
+            floor = _floor(None if source.time is None else chosen.get(source.time))
+            recipes.append(_recipe(policy, purpose, event, rung, reader, forms, floor))
     return Service(purpose, tuple(recipes))
 
 
@@ -182,24 +232,46 @@ def _recipe(
     purpose: PurposePlan,
     event: str,
     rung: Rung,
-    fields: Getter,
-    steps: tuple[tuple[Form, tuple[str, ...], str], ...],
+    reader: DocumentReader,
+    forms: dict[str, Form],
     floor: Callable[[int], int],
 ) -> Recipe:
+    paths: list[str] = []
+    layout = _layout(list(forms), paths)
     rung_name = rung.name.lower()
-    stamp = {
-        "policy": policy.policy,
-        "version": policy.version,
-        "purpose": purpose.name,
-        "rung": rung_name,
-        "event": event,
-    }
     headers = (
         ("celosia-policy", f"{policy.policy}@{policy.version}".encode()),
         ("celosia-purpose", purpose.name.encode()),
         ("celosia-rung", rung_name.encode()),
     )
-    return Recipe(rung, fields, steps, floor, stamp, headers)
+
+    @lru_cache(maxsize=1024)
+    def stamp(cut: int, consent: int) -> Stamped:
+        expires = iso(cut + purpose.lifetime)
+        stamp = Stamp(policy.policy, policy.version, purpose.name, rung_name, event, consent, expires)
+        varying = (("celosia-consent", str(consent).encode()), ("celosia-expires-at", expires.encode()))
+        return Stamped((*headers, *varying), msgspec.json.encode(stamp)[:-1])
+
+    changes = tuple((paths.index(path), form) for path, form in forms.items() if form is not keep)
+    return Recipe(rung, tuple(paths), reader.getter(paths), changes, layout, floor, stamp)
+
+
+def _layout(paths: list[str], ordered: list[str], prefix: str = "") -> Layout:
+    """Lay out the groups that `paths` name, and append the full paths to `ordered` as their values will come."""
+    below: dict[str, list[str]] = {}
+    for path in paths:
+        name, _, rest = path.partition(".")
+        below.setdefault(name, []).extend([rest] if rest else [])
+    leaves = [name for name, rest in below.items() if not rest]
+    names = leaves + [name for name, rest in below.items() if rest]
+    start = len(ordered)
+    ordered.extend(prefix + name for name in leaves)
+    end = len(ordered)
+    groups = tuple(_layout(below[name], ordered, f"{prefix}{name}.") for name in names[len(leaves) :])
+    fields = [(f"f{index}", Any, ABSENT) for index in range(len(names))]
+    rename = {f"f{index}": name for index, name in enumerate(names)}
+    output = msgspec.defstruct("Output", fields, rename=rename, omit_defaults=True, gc=False)
+    return Layout(output, start, end, groups)
 
 
 def _floor(form: tuple[str, Any] | None) -> Callable[[int], int]:

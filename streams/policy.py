@@ -23,7 +23,8 @@ from streams.transforms import FORMS
 __all__ = ["FieldRule", "Policy", "Purpose", "Source", "Topics", "load_policy", "parse_policy"]
 
 _LARGEST = 1 << 20
-_DURATION = re.compile(r"(\d{1,6})(ms|s|m|h|d)")
+_DEEPEST, _LONGEST = 32, 100_000
+_DURATION = re.compile(r"([0-9]{1,6})(ms|s|m|h|d)")
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -34,6 +35,12 @@ def _duration(value: Any) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
+OWN_TOPICS: tuple[Literal["consents", "receipts", "quarantine", "rekeyed"], ...] = (
+    "consents",
+    "receipts",
+    "quarantine",
+    "rekeyed",
+)
 Duration = Annotated[
     int,
     BeforeValidator(_duration, json_schema_input_type=Annotated[str, Field(pattern=f"^{_DURATION.pattern}$")]),
@@ -163,28 +170,58 @@ _Path = tuple[str, ...]
 
 
 def _read_yaml(data: bytes, file: str) -> tuple[Any, dict[_Path, int]]:
-    loader = yaml.CSafeLoader(data) if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader(data)
+    kind = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     lines: dict[_Path, int] = {}
+    try:
+        _refuse_depth(kind(data))
+    except yaml.YAMLError as error:
+        raise _not_yaml(file, error) from None
+    loader = kind(data)
     try:
         node = loader.get_single_node()
         return (None if node is None else _construct(loader, node, (), lines)), lines
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise PolicyError(file, [f"{where}it is not YAML: {error.problem}"]) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError):
-        raise PolicyError(file, ["it is not YAML in UTF-8"]) from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise _not_yaml(file, error) from None
     finally:
         loader.dispose()
 
 
+def _not_yaml(file: str, error: Exception) -> PolicyError:
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return PolicyError(file, ["it is not YAML in UTF-8"])
+    mark = error.problem_mark
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return PolicyError(file, [f"{where}it is not YAML: {error.problem}"])
+
+
+def _refuse_depth(loader: Any) -> None:
+    # The loader walks nodes by recursion in C, which ends the process where this ends the reading.
+    depth = 0
+    try:
+        while not loader.check_event(yaml.StreamEndEvent):
+            event = loader.get_event()
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise yaml.MarkedYAMLError(problem="nested deeper than any policy", problem_mark=event.start_mark)
+    finally:
+        loader.dispose()
+
+
+_PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
+
 def _construct(loader: Any, node: yaml.Node, path: _Path, lines: dict[_Path, int]) -> Any:
+    # An alias is constructed anew wherever it stands, so that each place has its line; this bounds what that can cost.
+    if len(lines) > _LONGEST or len(path) > _DEEPEST:
+        raise yaml.MarkedYAMLError(problem="aliases make it larger than any policy", problem_mark=node.start_mark)
     lines[path] = node.start_mark.line + 1
+    if isinstance(node, yaml.CollectionNode) and node.tag not in _PLAIN_TAGS:
+        raise yaml.MarkedYAMLError(problem=f"tag `{node.tag}` has no meaning here", problem_mark=node.start_mark)
     if isinstance(node, yaml.MappingNode):
         mapping: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = loader.construct_object(key_node)
-            if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key, str):
+            key = _scalar(loader, key_node) if key_node.tag == "tag:yaml.org,2002:str" else None
+            if not isinstance(key, str):
                 raise yaml.MarkedYAMLError(problem="wanted a name as a key", problem_mark=key_node.start_mark)
             if key in mapping:
                 raise yaml.MarkedYAMLError(problem=f"`{key}` is given twice", problem_mark=key_node.start_mark)
@@ -193,7 +230,15 @@ def _construct(loader: Any, node: yaml.Node, path: _Path, lines: dict[_Path, int
         return mapping
     if isinstance(node, yaml.SequenceNode):
         return [_construct(loader, item, (*path, str(index)), lines) for index, item in enumerate(node.value)]
-    return loader.construct_object(node)
+    return _scalar(loader, node)
+
+
+def _scalar(loader: Any, node: yaml.Node) -> Any:
+    try:
+        return loader.construct_object(node)
+    except ValueError:
+        message = "the value cannot be read; put it in quotes"
+        raise yaml.MarkedYAMLError(problem=message, problem_mark=node.start_mark) from None
 
 
 def _place(lines: dict[_Path, int], path: _Path) -> str:
@@ -226,6 +271,7 @@ def _check(policy: Policy) -> Iterator[tuple[_Path, str]]:
     """Yield everything that the types alone do not say: (path, what is wrong and what to do)."""
     yield from _check_purposes(policy)
     yield from _check_topics(policy)
+    yield from _check_envelopes(policy)
     for name, source in policy.sources.items():
         if source.shape not in SHAPES:
             yield ("sources", name, "shape"), f"unknown shape `{source.shape}`{closest(source.shape, list(SHAPES))}"
@@ -259,8 +305,13 @@ def _check_purposes(policy: Policy) -> Iterator[tuple[_Path, str]]:
 
 def _check_topics(policy: Policy) -> Iterator[tuple[_Path, str]]:
     taken: dict[str, str] = {}
-    uses = [(("topics", of), policy.topic(of)) for of in ("consents", "receipts", "quarantine", "rekeyed")]  # type: ignore[arg-type]
+    uses: list[tuple[_Path, str]] = [(("topics", of), policy.topic(of)) for of in OWN_TOPICS]
     uses += [(("sources", name, "topic"), source.topic) for name, source in policy.sources.items()]
+    uses += [
+        (("sources", name, "key"), f"{policy.topic('rekeyed')}.{name}")
+        for name, source in policy.sources.items()
+        if source.key == "other"
+    ]
     uses += [(("purposes", name, "topic"), purpose.topic) for name, purpose in policy.purposes.items()]
     for path, topic in uses:
         if topic in taken:
@@ -278,6 +329,15 @@ def _check_groups(policy: Policy, event: str, fields: dict[str, FieldRule]) -> I
         for leaf in leaves:
             if leaf.startswith(f"{path}."):
                 yield ("events", event, path), f"it is a field here and a group in `{leaf}`; name only its leaves"
+                break
+
+
+def _check_envelopes(policy: Policy) -> Iterator[tuple[_Path, str]]:
+    for name, source in policy.sources.items():
+        leaves = {path for named in policy.events.values() for path in named} | set(source.paths)
+        for what, path in source.paths._asdict().items():
+            for leaf in sorted(leaf for leaf in leaves if leaf and path and leaf.startswith(f"{path}.")):
+                yield ("sources", name, what), f"it is a field here and a group in `{leaf}`; name another field"
                 break
 
 

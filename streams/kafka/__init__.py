@@ -4,8 +4,12 @@ port       what a lane needs of a broker, about ten methods; the exceptions it m
 follower   one partition of the consent topic, all of it, in memory
 lane       the exactly-once worker of one partition number, written against the port
 agents     `rekey` and `minimize`: what one transaction shall hold, from a batch
+internals  the two places where we reach into aiokafka
 client     the port on aiokafka
 topics     creates the topics and checks them
-worker     membership in the consumer group, and the lanes of what is assigned
-app        the Faust application that supervises all of it, and its web page for operators
+member     membership in the consumer group, and the lanes of what is assigned
+ops        the page for operators: metrics, health, readiness
+app        the Faust application that supervises all of it
+worker     the same, for the command `faust`
+traffic    those who write events and consents, and those who read what is published: the demo plays both
 """

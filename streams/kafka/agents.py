@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from streams.consent import Refusal
 from streams.event import Rejected
 from streams.kafka.lane import Agent, View, Work
 from streams.kafka.partitioner import partition_of
 from streams.kafka.port import Batch
 from streams.outcome import Kind, Outcome, Output, suppressed
 from streams.pipeline import Place, process, quarantine
-from streams.consent import Refusal
 from streams.plan import Plan, SourcePlan
 
 __all__ = ["AGENTS", "BoundAgent", "agent", "minimize", "rekey"]
@@ -33,7 +33,7 @@ class BoundAgent:
 
 def agent(topics: Callable[[Plan], list[str]], *, gated: bool) -> Callable[[Agent], BoundAgent]:
     """Bind a function to its topics."""
-    return lambda function: BoundAgent(function.__name__, function, topics, gated)  # type: ignore[attr-defined]
+    return lambda function: BoundAgent(function.__name__, function, topics, gated)
 
 
 def _minimized_topics(plan: Plan) -> list[str]:
@@ -49,10 +49,9 @@ def minimize(batch: Batch, view: View) -> Work:
     """Decide about each event and publish what is left of it."""
     source = next(source for source in view.plan.sources if source.topic == batch.topic)
     place = Place(source, view.partition)
-    work = Work({}, Counter())
-    for record in batch.records:
-        _add(work, view.partition, source, process(record, place, view.consents, view.plan, view.now))
-    return work
+    consents, plan, now, partition = view.consents, view.plan, view.now, view.partition
+    outcomes = [process(record, place, consents, plan, now) for record in batch.records]
+    return _work(source, partition, outcomes)
 
 
 @agent(_rekeyed_topics, gated=False)
@@ -60,35 +59,49 @@ def rekey(batch: Batch, view: View) -> Work:
     """Key events by their subject, onto the partition where the subject's consent lies, and leave them as they are."""
     source = next(source for source in view.plan.sources if source.rekey and source.raw_topic == batch.topic)
     place = Place(source, view.partition, keyed=False, topic=source.raw_topic)
-    work = Work({}, Counter())
+    outcomes = []
+    keyed: dict[tuple[str, int], list[Output]] = {}
     for record in batch.records:
         try:
             subject = source.reader.read(record.value).subject
         except Rejected as rejected:
-            _add(work, view.partition, source, quarantine(record, place, view.plan, rejected.reason))
+            outcomes.append(quarantine(record, place, view.plan, rejected.reason))
             continue
         if subject is None:
-            _add(work, view.partition, source, suppressed(Refusal.NO_SUBJECT))
+            outcomes.append(suppressed(Refusal.NO_SUBJECT))
             continue
         # The raw coordinates travel along, so that what is published leads back to the raw record; nothing else of
         # the raw headers does. The timestamp stays that of the raw record: rule 1 asks when it was recorded.
         origin = ("celosia-origin", b"%d:%d" % (view.partition, record.offset))
         output = Output(source.topic, subject, record.value or b"", [origin], record.timestamp)
-        work.sends.setdefault((source.topic, partition_of(subject, view.partitions)), []).append(output)
-        work.tallies[("rekeyed", source.name, "", "")] += 1
+        keyed.setdefault((source.topic, partition_of(subject, view.partitions)), []).append(output)
+    work = _work(source, view.partition, outcomes)
+    work.sends.update(keyed)
+    work.tallies[("rekeyed", source.name, "", "")] = sum(map(len, keyed.values()))
     return work
 
 
-def _add(work: Work, partition: int, source: SourcePlan, outcome: Outcome) -> None:
-    for output in outcome.outputs:
-        work.sends.setdefault((output.topic, partition), []).append(output)
-    work.tallies[(outcome.kind, source.name, "", outcome.reason or "")] += 1
-    if outcome.kind is Kind.PUBLISHED:
-        for output in outcome.outputs:
-            work.tallies[("output", source.name, output.topic, "")] += 1
-    for purpose, refusal in outcome.refusals:
-        work.tallies[("refused", source.name, purpose, refusal)] += 1
+def _work(source: SourcePlan, partition: int, outcomes: list[Outcome]) -> Work:
+    """Sort the outputs of a batch by where they go, and count what became of its events."""
+    sends: dict[tuple[str, int], list[Output]] = {}
+    tallies: Counter[tuple[str, ...]] = Counter()
+    for (kind, reason), count in Counter((kind, reason) for kind, _, reason, _ in outcomes).items():
+        tallies[(kind, source.name, "", reason or "")] = count
+    for kind, outputs, _, refusals in outcomes:
+        for output in outputs:
+            place = (output.topic, partition)
+            if place in sends:
+                sends[place].append(output)
+            else:
+                sends[place] = [output]
+            if kind is _PUBLISHED:
+                tallies[("output", source.name, output.topic, "")] += 1
+        for purpose, refusal in refusals:
+            tallies[("refused", source.name, purpose, refusal)] += 1
+    return Work(sends, tallies)
 
+
+_PUBLISHED = Kind.PUBLISHED
 
 AGENTS = (rekey, minimize)
 """All agents, in the order in which an event meets them."""

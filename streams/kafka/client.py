@@ -2,8 +2,6 @@
 
 Rules of this file (each a hazard of aiokafka 0.14, read in its source or met in a run):
 - `commit_transaction` succeeds even if a batch of the transaction was rejected: every future is awaited.
-- A lost answer to EndTxn is retried by the library, and the late first request may end the *next* transaction
-  (KAFKA-17754): here a lost answer is fatal to the producer.
 - `auto_offset_reset="none"` everywhere, and explicit seeks: a position is decided, never guessed.
 - A consumer per lane: the library fetches nothing more from a broker while any partition of the same consumer holds
   unread records, so one parked lane would hold up the others.
@@ -12,17 +10,15 @@ Rules of this file (each a hazard of aiokafka 0.14, read in its source or met in
 
 import asyncio
 import contextlib
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka import errors as kafka_errors
-from aiokafka.consumer.fetcher import FetchResult
-from aiokafka.producer.sender import EndTxnHandler, Sender
 from aiokafka.protocol.group import HeartbeatRequest
 
+from streams.kafka.internals import OneCommitProducer, hand_on_raw_records
 from streams.kafka.port import Batch, ConsentBatch, Fenced, OffsetsGone, PortError, Sends
 
 __all__ = ["AiokafkaConsents", "AiokafkaLane", "ClientSettings", "Connections", "translated"]
@@ -53,6 +49,8 @@ class ClientSettings:
     batch_bytes: int = 1_000_000
     """the most bytes of one produced record batch; the broker's limit is 1,048,588 unless it was changed"""
     compression: str | None = None
+    fetch_wait: int = 500
+    """how long a broker may hold back an empty answer; less only where a new record does not wake it (Tansu)"""
 
     def common(self, name: str) -> dict[str, Any]:
         """Return what all clients share."""
@@ -68,7 +66,8 @@ class Connections:
     def __init__(self, settings: ClientSettings, member: AIOKafkaConsumer) -> None:
         self.settings = settings
         self.member = member
-        self.gate = AIOKafkaConsumer(**settings.common("gate"), enable_auto_commit=False)
+        # Its metadata is young enough to notice soon that partitions were added.
+        self.gate = AIOKafkaConsumer(**settings.common("gate"), enable_auto_commit=False, metadata_max_age_ms=5_000)
 
     async def start(self) -> None:
         """Connect. Raises PortError."""
@@ -78,6 +77,10 @@ class Connections:
     async def stop(self) -> None:
         """Disconnect. Never raises."""
         await _quietly(self.gate.stop())
+
+    def partitions(self, topic: str) -> int:
+        """Return how many partitions a topic has, as of some seconds ago; 0 where that is not known."""
+        return len(self.gate.partitions_for_topic(topic) or ())
 
     async def confirm(self) -> bool:
         """Ask the group coordinator whether this worker is a member of the current generation.
@@ -133,7 +136,7 @@ class AiokafkaConsents:
                 await _quietly(consumer.stop())
                 raise
             consumer.assign([self._tp])
-            _hand_on_raw_records(consumer)
+            hand_on_raw_records(consumer)
             self._consumer = consumer
         return self._consumer
 
@@ -165,7 +168,7 @@ class AiokafkaLane:
             # INVARIANT (A5): static, so that whoever owns the partition next fences whoever had it before.
             options["transactional_id"] = f"{settings.group}-{self._name}"
             options["transaction_timeout_ms"] = settings.transaction_timeout
-        producer = _Producer(
+        producer = OneCommitProducer(
             **settings.common(f"lane-{self._name}"),
             **options,
             max_request_size=2 * settings.batch_bytes,
@@ -196,7 +199,7 @@ class AiokafkaLane:
                     await _quietly(consumer.stop())
                     raise
                 consumer.assign(list(self._tps.values()))
-                _hand_on_raw_records(consumer)
+                hand_on_raw_records(consumer)
                 self._consumer = consumer
             for topic, offset in offsets.items():
                 start = await self.first_offset(topic) if offset is None else offset
@@ -316,7 +319,8 @@ async def translated() -> AsyncIterator[None]:
 async def _quietly(step: Any, seconds: float = 10.0) -> None:
     """Let go of something: whatever it raises, nothing depends on it any more."""
     with contextlib.suppress(Exception):
-        await asyncio.wait_for(step, seconds)
+        async with asyncio.timeout(seconds):
+            await step
 
 
 def _reader(settings: ClientSettings, name: str) -> AIOKafkaConsumer:
@@ -327,65 +331,5 @@ def _reader(settings: ClientSettings, name: str) -> AIOKafkaConsumer:
         isolation_level="read_committed",
         max_partition_fetch_bytes=settings.fetch_bytes,
         fetch_max_bytes=4 * settings.fetch_bytes,
+        fetch_max_wait_ms=settings.fetch_wait,
     )
-
-
-class _RawRecords(OrderedDict[TopicPartition, Any]):
-    """The fetcher's buffer, which hands on the library's raw records instead of building a `ConsumerRecord` of each.
-
-    That is 2 us of 13 per event. Only this consumer is touched; the records have offset, timestamp, key, value and
-    headers, which is all that the pipeline asks for.
-    """
-
-    def __setitem__(self, tp: TopicPartition, result: Any) -> None:
-        if isinstance(result, FetchResult):
-            result._partition_records._consumer_record = _as_it_is
-        super().__setitem__(tp, result)
-
-
-def _as_it_is(_tp: TopicPartition, record: Any) -> Any:
-    return record
-
-
-def _hand_on_raw_records(consumer: AIOKafkaConsumer) -> None:
-    consumer._fetcher._records = _RawRecords()
-
-
-class _EndTxnOnce(EndTxnHandler):  # type: ignore[misc]
-    """Ends a transaction, and never asks twice after an answer was lost."""
-
-    async def do(self, node_id: int) -> bool:
-        try:
-            answer = await self._sender.client.send(node_id, self.create_request(), group=self.group)
-        except kafka_errors.KafkaError as error:
-            raise kafka_errors.KafkaError("the answer to EndTxn was lost") from error
-        # An answer that says "not now" says also that nothing was done: that may be asked again.
-        backoff = self.handle_response(answer)
-        if backoff is not None:
-            await asyncio.sleep(backoff)
-        return backoff is None
-
-
-class _Sender(Sender):  # type: ignore[misc]
-    async def _do_txn_commit(self, commit_result: Any) -> None:
-        await self._message_accumulator.flush_for_commit()
-        transaction = self._txn_manager
-        if transaction.is_empty_transaction():
-            transaction.complete_transaction()
-            return
-        node_id = await self._find_coordinator(1, transaction.transactional_id)
-        await _EndTxnOnce(self, commit_result).do(node_id)
-
-
-class _Producer(AIOKafkaProducer):  # type: ignore[misc]
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        sender = self._sender
-        self._sender = _Sender(
-            self.client,
-            acks=sender._acks,
-            txn_manager=self._txn_manager,
-            retry_backoff_ms=options["retry_backoff_ms"],
-            message_accumulator=self._message_accumulator,
-            request_timeout_ms=self._request_timeout_ms,
-        )

@@ -41,7 +41,7 @@ class Follower:
                     await self._step()
                     pause = 0.05
                 except OffsetsGone:
-                    log.error("consents[%d]: the position is gone; everyone is denied until it is rebuilt", self.partition)
+                    log.error("consents[%d]: the position is gone: rebuilding, all denied", self.partition)
                     self.rebuild()
                 except PortError as error:
                     log.warning("consents[%d]: %s; trying again in %.2f s", self.partition, describe(error), pause)
@@ -76,10 +76,6 @@ class Follower:
         self.unreceipted.clear()
         self._rewind = True
         self._set(-1)
-
-    async def moved(self) -> None:
-        """Wait until the position changes."""
-        await self._moved.wait()
 
     async def reach(self, end: int) -> None:
         """Wait until every record below the offset `end` has been applied."""

@@ -227,10 +227,8 @@ class Lane:
         if self._stopping.is_set():
             raise _Stopped
         waits: list[asyncio.Future[object]] = [reading, asyncio.ensure_future(self._stopping.wait())]  # type: ignore[list-item]
-        if self._follower is not None and self._follower.position <= self._through:
-            waits.append(asyncio.ensure_future(self._follower.moved()))
-        elif self._follower is not None:
-            waits.append(asyncio.ensure_future(asyncio.sleep(0)))
+        if self._follower is not None:
+            waits.append(asyncio.ensure_future(self._follower.reach(self._through + 1)))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -314,7 +312,7 @@ class Lane:
     async def _skip_what_is_gone(self, gone: OffsetsGone) -> None:
         """Go on where the broker's records begin, and leave a record of what nobody can read any more."""
         first = await self._within(self._port.first_offset(gone.topic))
-        log.error("lane %s: %s[%d] has lost offsets %d to %d", self.name, gone.topic, self.partition, gone.position, first)
+        log.error("lane %s: %s has lost offsets %d to %d", self.name, gone.topic, gone.position, first)
         topic = self._plan.policy.topic("quarantine")
         where = Coordinates(gone.topic, self.partition, gone.position)
         record = QuarantineRecord(where, Reason.OUT_OF_RANGE.value, self._plan.name, "absent", 0, to_offset=first)
@@ -325,7 +323,9 @@ class Lane:
     async def _within(self, step: Awaitable[T]) -> T:
         """Bound one step. Its result is unknown after a time-out, so that is a failure like any other."""
         try:
-            return await asyncio.wait_for(step, self._settings.deadline)
+            # Not `wait_for`: in Python 3.11 it may swallow a cancellation that comes as the step ends.
+            async with asyncio.timeout(self._settings.deadline):
+                return await step
         except TimeoutError as error:
             raise PortError("a step took too long") from error
 

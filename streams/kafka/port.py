@@ -12,7 +12,17 @@ from typing import Any, NamedTuple, Protocol
 from streams.event import Record
 from streams.outcome import Output
 
-__all__ = ["Batch", "ConsentBatch", "ConsentPort", "Fenced", "LanePort", "OffsetsGone", "PortError", "Sends", "describe"]
+__all__ = [
+    "Batch",
+    "ConsentBatch",
+    "ConsentPort",
+    "Fenced",
+    "LanePort",
+    "OffsetsGone",
+    "PortError",
+    "Sends",
+    "describe",
+]
 
 
 class PortError(Exception):
@@ -98,7 +108,7 @@ class LanePort(Protocol):
         """Return, by topic, how many records lie between the committed offset and the end that was last seen."""
 
     async def end_offset(self) -> int:
-        """Ask the consent partition's leader for its end offset, read_uncommitted: one request per call, never cached."""
+        """Ask the consent partition's leader for its end offset, read_uncommitted: one request a call, never cached."""
 
     async def begin(self) -> None:
         """Begin a transaction."""

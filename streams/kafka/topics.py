@@ -14,7 +14,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from streams.errors import BrokerFailed, TopicsError
 from streams.policy import Policy
 
-__all__ = ["TopicState", "Wanted", "check_topics", "create_topics", "find_faults", "wanted_topics"]
+__all__ = ["TopicState", "Wanted", "ask_states", "check_topics", "create_topics", "find_faults", "wanted_topics"]
 
 _DAY = 86_400_000
 
@@ -109,7 +109,7 @@ def _config_faults(topic: Wanted, state: TopicState, config: Mapping[str, str], 
         if retention < 0 or retention > topic.lifetime:
             came_in_words = "unlimited" if retention < 0 else f"{retention} ms"
             faults.append(
-                f"retention.ms is {came_in_words}, wanted at most {topic.lifetime}: its events say that they expire then"
+                f"retention.ms is {came_in_words}, wanted at most {topic.lifetime}: its events expire then"
             )
     replicas = int(config.get("min.insync.replicas", "1"))
     if durable and state.replication > 1 and replicas < 2:
@@ -124,8 +124,10 @@ def _config_faults(topic: Wanted, state: TopicState, config: Mapping[str, str], 
 
 async def read_states(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, TopicState]:
     """Ask the broker for partitions, replication and settings of those topics that exist."""
+    # Naming a topic in the question creates it, with the broker's defaults, where brokers may create topics.
+    there = set(await admin.list_topics())
     states = {}
-    for topic in await admin.describe_topics(names):
+    for topic in await admin.describe_topics([name for name in names if name in there]):
         if topic["error_code"] == 0 and topic["partitions"]:
             partitions = topic["partitions"]
             states[topic["topic"]] = (len(partitions), min(len(partition["replicas"]) for partition in partitions))
@@ -146,18 +148,24 @@ async def check_topics(bootstrap: str, policy: Policy) -> dict[str, TopicState]:
         BrokerFailed: it does not answer.
         TopicsError: with one line for each thing wrong.
     """
-    wanted = wanted_topics(policy)
-    async with _Admin(bootstrap) as admin:
-        states = await read_states(admin, [topic.name for topic in wanted])
-    faults = find_faults(wanted, states)
+    states = await ask_states(bootstrap, policy)
+    faults = find_faults(wanted_topics(policy), states)
     if faults:
         raise TopicsError(faults)
     return states
 
 
-async def create_topics(
-    bootstrap: str, policy: Policy, partitions: int, replication: int
-) -> list[str]:
+async def ask_states(bootstrap: str, policy: Policy) -> dict[str, TopicState]:
+    """Ask the broker for the topics of a policy that exist, whatever is wrong with them.
+
+    Raises:
+        BrokerFailed: it does not answer.
+    """
+    async with _Admin(bootstrap) as admin:
+        return await read_states(admin, [topic.name for topic in wanted_topics(policy)])
+
+
+async def create_topics(bootstrap: str, policy: Policy, partitions: int, replication: int) -> list[str]:
     """Create the topics that are missing, and return their names.
 
     Raises:

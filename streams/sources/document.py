@@ -5,8 +5,9 @@ Rules of this file:
   parsed for validity and never kept, so it cannot leak. It also halves the cost of reading.
 - A name matches letter for letter: no case folding, no normalization, no dots inside a name. What does not match is
   not there.
-- The document must be UTF-8 throughout and must not name subject, type, time or id twice in one object: parsers
-  disagree about which one counts, and the person asked for consent must be the person the event is about.
+- The document must be UTF-8 throughout and must not name subject or type twice in one object: parsers disagree about
+  which one counts, and the person asked for consent must be the person the event is about. Of any other name given
+  twice the last one counts, here and wherever the event is read again.
 """
 
 import json
@@ -26,6 +27,9 @@ Getter = Callable[[Any], tuple[Any, ...]]
 """Takes a document and returns the values at the paths it was made for, ABSENT where there is none."""
 
 _LONGEST_SUBJECT = 1024
+_DEEPEST = 128
+# Strings are passed over whole; one that does not end takes the rest.
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[][{}]', re.DOTALL)
 # Only these escapes can hide a letter of an ASCII name: \u0020 to \u007f.
 _ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")
 
@@ -54,7 +58,7 @@ class DocumentReader:
     >>> reader = DocumentReader(Paths("who", "what", None, None), ["item.price"])
     >>> envelope = reader.read(b'{"who":"ana","what":"bought","item":{"price":3,"note":"for my mother"}}')
     >>> envelope.subject, envelope.type, reader.getter(["item.price", "item.note"])(envelope.document)
-    (b'ana', 'bought', (3, UNSET))
+    (b'ana', 'bought', (3, None))
     """
 
     def __init__(self, paths: Paths, fields: Iterable[str]) -> None:
@@ -63,9 +67,9 @@ class DocumentReader:
         self._attributes: dict[str, str] = {}
         self._document = self._compile(self._tree, "", "")
         self._decode = msgspec.json.Decoder(self._document).decode
-        self._subject_and_type = self.getter([paths.subject, paths.type])
-        self._time = None if paths.time is None else attrgetter(self._attributes[paths.time])
-        names = {name for path in envelope for name in path.split(".")}
+        self._envelope = self.getter([paths.subject, paths.type, paths.time or paths.type])
+        self._timed = paths.time is not None
+        names = {name for path in (paths.subject, paths.type) for name in path.split(".")}
         self._names = names
         self._quoted = [f'"{name}"'.encode() for name in sorted(names)]
         # Names of letters, digits, _ and - can only be written another way by \u00XX; other names by any escape.
@@ -104,18 +108,22 @@ class DocumentReader:
         if not value:
             raise Rejected(Reason.NO_VALUE)
         document = self._read_document(value)
-        subject, kind = self._subject_and_type(document)
+        subject, kind, time = self._envelope(document)
         if type(kind) is not str or not kind:
             raise Rejected(Reason.BAD_TYPE)
-        time = None
-        if self._time is not None:
+        if self._timed:
             try:
-                time = milliseconds(self._time(document))
+                time = milliseconds(time)
             except ValueError:
                 raise Rejected(Reason.BAD_TIME) from None
-        return Envelope(_subject(subject), kind, time, document)
+        return Envelope(_subject(subject), kind, time if self._timed else None, document)
 
     def _read_document(self, value: bytes) -> Any:
+        opened = value.count(b"{")
+        if b"[" in value:
+            opened += value.count(b"[")
+        if opened > _DEEPEST:
+            _refuse_depth(value)
         try:
             if not value.isascii():
                 value.decode()  # The decoder does not look into strings that it skips.
@@ -161,11 +169,25 @@ class DocumentReader:
                 raise Rejected(Reason.DUPLICATE_NAME)
 
         try:
-            json.loads(value, object_pairs_hook=refuse)
+            # Numbers are not looked at: a long one is none of this question's business.
+            json.loads(value, object_pairs_hook=refuse, parse_int=str)
         except RecursionError:
             raise Rejected(Reason.TOO_DEEP) from None
         except ValueError:
             raise Rejected(Reason.MALFORMED) from None
+
+
+def _refuse_depth(value: bytes) -> None:
+    # How deep the parsers go depends on how deep their caller stands; this limit is the same for everyone.
+    depth = 0
+    for token in _BRACKETS.finditer(value):
+        match token[0]:
+            case b"{" | b"[":
+                depth += 1
+                if depth > _DEEPEST:
+                    raise Rejected(Reason.TOO_DEEP)
+            case b"}" | b"]":
+                depth -= 1
 
 
 def _absent(_document: Any) -> Any:
@@ -173,7 +195,7 @@ def _absent(_document: Any) -> Any:
 
 
 def _subject(value: Any) -> bytes | None:
-    if value is None or value is ABSENT:
+    if value is ABSENT:
         return None
     if type(value) is int:
         value = str(value)

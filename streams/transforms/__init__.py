@@ -11,14 +11,14 @@ the JSON Schema of policies and the README's table come from the same objects.
 """
 
 from streams.transforms.address import TRUNCATE_IP
-from streams.transforms.form import ABSENT, Context, Example, Form, Kind
+from streams.transforms.form import ABSENT, SCALARS, Context, Example, Form, Kind
 from streams.transforms.number import BUCKET, ROUND
 from streams.transforms.plain import DROP, KEEP
 from streams.transforms.pseudonym import PSEUDONYM
 from streams.transforms.time import DAY, HOUR, MONTH
 from streams.transforms.url import URL
 
-__all__ = ["ABSENT", "FORMS", "Context", "Example", "Form", "Kind"]
+__all__ = ["ABSENT", "FORMS", "SCALARS", "Context", "Example", "Form", "Kind"]
 
 FORMS: dict[str, Kind] = {
     kind.name: kind for kind in (KEEP, DROP, ROUND, BUCKET, HOUR, DAY, MONTH, TRUNCATE_IP, URL, PSEUDONYM)

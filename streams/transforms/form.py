@@ -4,14 +4,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from msgspec import UNSET, UnsetType
-
 from streams.keys import MasterKey
 
-__all__ = ["ABSENT", "Context", "Example", "Form", "Kind"]
+__all__ = ["ABSENT", "SCALARS", "Context", "Example", "Form", "Kind"]
 
-ABSENT: Final[UnsetType] = UNSET
-"""What a form returns for a value it does not take, and what a reader gives for a field that is not there."""
+ABSENT: Final = None
+"""What a form returns for a value it does not take, and what a reader gives for a field that is not there, or null."""
+
+SCALARS = frozenset({str, int, float, bool})
+"""The types of what may stand in an output."""
 
 Form = Callable[[Any, int], Any]
 """A compiled form: (value, time recorded in ms) -> value or ABSENT."""

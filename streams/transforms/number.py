@@ -1,6 +1,7 @@
 """Numbers made coarse: rounded to a step, or told as a range."""
 
 from bisect import bisect_right
+from itertools import pairwise
 from math import floor, isfinite
 from typing import Any
 
@@ -10,7 +11,8 @@ __all__ = ["BUCKET", "ROUND"]
 
 
 def _number(value: Any) -> bool:
-    return type(value) is int or (type(value) is float and isfinite(value))
+    # Integers beyond the range of a double are nobody's price, and rounding could make them longer than JSON may be.
+    return (type(value) is int and value.bit_length() <= 1024) or (type(value) is float and isfinite(value))
 
 
 def _round(step: Any, _context: Context) -> Form:
@@ -26,8 +28,11 @@ def _round(step: Any, _context: Context) -> Form:
             rounded = floor(value / step + 0.5) * step
         except OverflowError:
             return ABSENT
+        if type(step) is int:
+            return int(rounded)
         # 3 * 0.1 is 0.30000000000000004: fifteen digits are all that two doubles multiplied can promise.
-        return int(rounded) if type(step) is int else float(f"{rounded:.15g}")
+        rounded = float(f"{rounded:.15g}")
+        return rounded if isfinite(rounded) else ABSENT
 
     return round_to_step
 
@@ -37,10 +42,10 @@ def _bucket(edges: Any, _context: Context) -> Form:
         type(edges) is not list
         or not edges
         or not all(map(_number, edges))
-        or any(a >= b for a, b in zip(edges, edges[1:], strict=False))
+        or any(a >= b for a, b in pairwise(edges))
     ):
         raise ValueError("wanted the edges, numbers that rise, as in {bucket: [0, 10, 50]}")
-    inner = [f"{a}..{b}" for a, b in zip(edges, edges[1:], strict=False)]
+    inner = [f"{a}..{b}" for a, b in pairwise(edges)]
     labels = [f"<{edges[0]}", *inner, f">={edges[-1]}"]
     known = frozenset(labels)
 

@@ -2,18 +2,17 @@
 
 from typing import Any
 
-from streams.transforms.form import ABSENT, Context, Example, Form, Kind
+from streams.transforms.form import ABSENT, SCALARS, Context, Example, Form, Kind
 
-__all__ = ["DROP", "KEEP"]
+__all__ = ["DROP", "KEEP", "keep"]
 
-_SCALARS = {str, int, float, bool}
+
+def keep(value: Any, _at: int) -> Any:
+    """Return a scalar as it is; an object or array would carry leaves that nobody named."""
+    return value if type(value) in SCALARS else ABSENT
 
 
 def _keep(_parameters: None, _context: Context) -> Form:
-    def keep(value: Any, _at: int) -> Any:
-        # INVARIANT (minimal): an object or array under a named field would carry leaves that nobody named.
-        return value if type(value) in _SCALARS else ABSENT
-
     return keep
 
 

@@ -13,7 +13,7 @@ def _pseudonym(_parameters: None, context: Context) -> Form:
 
     def pseudonym(value: Any, at: int) -> Any:
         # The one form that is not idempotent: to let through what looks like a pseudonym would be a way around it.
-        return names(str(value).encode(), at) if type(value) in (str, int) else ABSENT
+        return names(str(value).encode(), at).decode() if type(value) in (str, int) else ABSENT
 
     return pseudonym
 

@@ -11,6 +11,8 @@ __all__ = ["DAY", "HOUR", "MONTH", "floor_to_month"]
 
 _HOUR = 3_600_000
 _DAY = 24 * _HOUR
+# The years 1 to 9999, in milliseconds: what RFC 3339 can write.
+_FIRST, _LAST = -62_135_596_800_000, 253_402_300_799_999
 
 
 @lru_cache(maxsize=1024)
@@ -25,16 +27,18 @@ def floor_to_month(ms: int) -> int:
     >>> floor_to_month(1_700_000_000_000)
     1698796800000
     """
-    return _month_of_day(ms // _DAY)
+    return _month_of_day(min(max(ms, _FIRST), _LAST) // _DAY)
 
 
 def _floor_to(span: int) -> Form:
     def coarsen(value: Any, _at: int) -> Any:
         try:
             ms = milliseconds(value)
-            return iso(ms // span * span if span <= _DAY else floor_to_month(ms))
-        except (ValueError, OverflowError, OSError):
+        except ValueError:
             return ABSENT
+        if not _FIRST <= ms <= _LAST:
+            return ABSENT
+        return iso(ms // span * span if span <= _DAY else floor_to_month(ms))
 
     return coarsen
 
@@ -70,6 +74,8 @@ HOUR = Kind(
         Example(None, "2026-03-01 09:59:59", ABSENT),
         Example(None, "yesterday", ABSENT),
         Example(None, 1.5, ABSENT),
+        Example(None, 1 << 61, ABSENT),
+        Example(None, "0001-01-01T00:00:00+14:00", ABSENT),
     ),
 )
 DAY = Kind(

@@ -10,7 +10,8 @@ __all__ = ["URL"]
 
 
 def _url(parameters: Any, _context: Context) -> Form:
-    wanted = {"keep_query": []} | (parameters or {})
+    given = {} if parameters is None else parameters
+    wanted: dict[str, Any] = {"keep_query": []} | (given if type(given) is dict else {"": given})
     keep = wanted["keep_query"]
     if set(wanted) != {"keep_query"} or type(keep) is not list or not all(type(name) is str for name in keep):
         raise ValueError("wanted the parameters to keep, as in {url: {keep_query: [utm_source]}}")

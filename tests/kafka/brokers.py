@@ -2,22 +2,26 @@
 
 import asyncio
 import os
+import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError as AioKafkaError
 from confluent_kafka import (
     OFFSET_BEGINNING,
+    TIMESTAMP_NOT_AVAILABLE,
     Consumer,
+    KafkaError,
     KafkaException,
     Message,
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from streams.embedded import BrokerFailed, apache_kafka, embedded, java_and_maven
 
@@ -50,7 +54,7 @@ class ToSend(NamedTuple):
 
     key: bytes | None = None
     value: bytes | None = None
-    headers: list[tuple[str, bytes | None]] = []
+    headers: Sequence[tuple[str, bytes | None]] = ()
     partition: int = -1
     timestamp: int = 0
 
@@ -59,9 +63,7 @@ class ToSend(NamedTuple):
 def find_broker() -> Iterator[Broker]:
     """The first that is there: `CELOSIA_BOOTSTRAP`, Docker, Java with Maven, the embedded one."""
     if bootstrap := os.environ.get("CELOSIA_BOOTSTRAP"):
-        yield Broker(
-            bootstrap, f"the broker at {bootstrap} (CELOSIA_BOOTSTRAP)", _has_transactions(bootstrap)
-        )
+        yield Broker(bootstrap, f"the broker at {bootstrap} (CELOSIA_BOOTSTRAP)", _has_transactions(bootstrap))
     elif docker_missing() is None:
         with docker_kafka() as broker:
             yield broker
@@ -75,10 +77,15 @@ def find_broker() -> Iterator[Broker]:
 
 def docker_missing() -> str | None:
     """None if a Docker engine answers, or else the reason why not, in one line."""
-    try:
-        import docker
+    from testcontainers.core.docker_client import DockerClient, get_docker_host
 
-        client = docker.from_env(timeout=5)
+    host = get_docker_host() or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    try:
+        # Asked here first: Docker's own client leaves a socket open when nobody answers, and warnings are errors.
+        if host.startswith("unix://"):
+            with socket.socket(socket.AF_UNIX) as engine:
+                engine.connect(host.removeprefix("unix://"))
+        client = DockerClient(timeout=5).client
         try:
             client.ping()
         finally:
@@ -91,13 +98,13 @@ def docker_missing() -> str | None:
 @contextmanager
 def docker_kafka() -> Iterator[Broker]:
     """Apache Kafka in a container, reached through one port of 127.0.0.1."""
-    import socket
-
     from testcontainers.core.container import DockerContainer
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    container = DockerContainer(IMAGE).with_kwargs(ports={"9092/tcp": ("127.0.0.1", port)})
+    container = DockerContainer(IMAGE)
+    # `with_bind_ports` knows no address and would listen on all of them.
+    container.ports = {"9092/tcp": ("127.0.0.1", port)}  # type: ignore[dict-item]
     settings = {
         "KAFKA_NODE_ID": "1",
         "KAFKA_PROCESS_ROLES": "broker,controller",
@@ -123,14 +130,12 @@ def docker_kafka() -> Iterator[Broker]:
             if time.monotonic() > deadline:
                 out, err = container.get_logs()
                 tail = (out + err).decode(errors="replace")[-2000:]
-                raise BrokerFailed(
-                    f"starting {IMAGE} with Docker: no answer in 90 s; see its log below\n{tail}"
-                )
+                raise BrokerFailed(f"starting {IMAGE} with Docker: no answer in 90 s; see its log below\n{tail}")
         yield Broker(bootstrap, f"{IMAGE} (Docker)", True)
 
 
 def create_topics(bootstrap: str, topics: Mapping[str, tuple[int, int, Mapping[str, str]]]) -> None:
-    """Create topics, each with its number of partitions, of replicas, and its settings; wait for their leaders."""
+    """Create topics (number of partitions, number of replicas, settings) and wait until all have leaders."""
     admin = _admin(bootstrap)
     wanted = [
         NewTopic(name, num_partitions=partitions, replication_factor=replicas, config=dict(config))
@@ -166,8 +171,19 @@ def produce(
     acks: str = "all",
     partitioner: str = "murmur2_random",
 ) -> None:
-    """Send records, and return when all are acknowledged. The partitioner is Java's, unless another is named."""
-    producer = Producer({**_client(bootstrap), "acks": acks, "partitioner": partitioner, "linger.ms": 5})
+    """Send records, and return when all are acknowledged. The partitioner is Java's, unless another is named.
+
+    With acks=all each record is there once, whatever was sent again (an idempotent producer).
+    """
+    producer = Producer(
+        {
+            **_client(bootstrap),
+            "acks": acks,
+            "enable.idempotence": acks == "all",
+            "partitioner": partitioner,
+            "linger.ms": 5,
+        }
+    )
     errors: list[Any] = []
 
     def delivered(error: Any, _: Message) -> None:
@@ -177,7 +193,7 @@ def produce(
     for record in records:
         while True:
             try:
-                producer.produce(topic, on_delivery=delivered, **record._asdict())
+                producer.produce(topic, on_delivery=delivered, **{**record._asdict(), "headers": list(record.headers)})
                 break
             except BufferError:  # The queue is full; it empties while we wait here for acknowledgements.
                 producer.poll(0.1)
@@ -187,10 +203,23 @@ def produce(
 
 
 def end_offsets(bootstrap: str, topic: str, isolation: str = "read_committed") -> dict[int, int]:
-    """The offset after the last record of each partition that a reader of this isolation can reach."""
-    consumer = _consumer(bootstrap, isolation)
+    """The offset after the last record of each partition that a reader of this isolation can reach.
+
+    The answer comes from a fetch. The one that Tansu gives to ListOffsets counts only the first record of the last
+    batch.
+    """
+    consumer, ends = _consumer(bootstrap, isolation), dict[int, int]()
     try:
-        return {partition: _ends(consumer, topic, partition)[1] for partition in _partitions(consumer, topic)}
+        partitions = _partitions(consumer, topic)
+        about = [TopicPartition(topic, partition, _last(consumer, topic, partition)) for partition in partitions]
+        consumer.assign(about)
+        deadline = time.monotonic() + SECONDS
+        while len(ends) < len(about):
+            assert time.monotonic() < deadline, f"{topic}: no ends in {SECONDS:.0f} s, only {ends}"
+            for message in consumer.consume(1000, timeout=0.05):
+                if _at_end(message):
+                    ends[message.partition() or 0] = message.offset() or 0
+        return ends
     finally:
         consumer.close()
 
@@ -203,15 +232,10 @@ def read_all(
     seconds: float = SECONDS,
 ) -> list[Record]:
     """All records of a topic: up to the end offsets of now, or until the condition holds on what was read."""
+    left = end_offsets(bootstrap, topic, isolation)
     consumer = _consumer(bootstrap, isolation)
     try:
-        left, starts = {}, []
-        for partition in _partitions(consumer, topic):
-            low, high = _ends(consumer, topic, partition)
-            starts.append(TopicPartition(topic, partition, OFFSET_BEGINNING))
-            if high > low:
-                left[partition] = high
-        consumer.assign(starts)
+        consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in left])
         records: list[Record] = []
         deadline = time.monotonic() + seconds
         while not until(records) if until else left:
@@ -219,14 +243,13 @@ def read_all(
                 missing = "the condition does not hold" if until else f"not at the ends {left}"
                 raise AssertionError(f"{topic}: {len(records)} records in {seconds:.0f} s, and {missing}")
             for message in consumer.consume(1000, timeout=0.05):
-                if (error := message.error()) is None:
+                if not (ended := _at_end(message)):
                     records.append(_record(message))
-                elif error.fatal() or not error.retriable():
-                    raise KafkaException(error)
-            # The position moves past markers of transactions and aborted records, which are never handed out.
-            for place in consumer.position([TopicPartition(topic, p) for p in left]):
-                if place.offset >= left[place.partition]:
-                    del left[place.partition]
+                # The end may be a marker of a transaction or an aborted record, which are never handed out: then
+                # only the note that the end was reached comes with its offset.
+                partition, offset = message.partition() or 0, message.offset() or 0
+                if offset + (not ended) >= left.get(partition, 0):
+                    left.pop(partition, None)
         return records
     finally:
         consumer.close()
@@ -241,8 +264,13 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = SECOND
 
 
 def _client(bootstrap: str) -> dict[str, Any]:
-    # 127.0.0.1 is never asked over IPv6; short back-offs, because the brokers of tests come and go.
-    return {"bootstrap.servers": bootstrap, "broker.address.family": "v4", "reconnect.backoff.max.ms": 500}
+    # The brokers of tests come and go: do not wait a minute for the answer of one that is paused.
+    return {
+        "bootstrap.servers": bootstrap,
+        "broker.address.family": "v4",
+        "reconnect.backoff.max.ms": 500,
+        "socket.timeout.ms": 5000,
+    }
 
 
 def _admin(bootstrap: str) -> AdminClient:
@@ -257,6 +285,7 @@ def _consumer(bootstrap: str, isolation: str) -> Consumer:
             "isolation.level": isolation,
             "enable.auto.commit": False,
             "auto.offset.reset": "error",
+            "enable.partition.eof": True,
             "fetch.wait.max.ms": 50,
         }
     )
@@ -269,24 +298,37 @@ def _partitions(consumer: Consumer, topic: str) -> list[int]:
     return sorted(found.partitions)
 
 
-def _ends(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+def _last(consumer: Consumer, topic: str, partition: int) -> int:
     ends = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=SECONDS)
     assert ends is not None, f"{topic}[{partition}]: no answer to ListOffsets in {SECONDS:.0f} s"
-    return ends
+    return ends[1]
+
+
+def _at_end(message: Message) -> bool:
+    """Whether this is the note that the end of the partition was reached; other errors are raised."""
+    error = message.error()
+    if error is not None and error.code() != KafkaError._PARTITION_EOF:
+        raise KafkaException(error)
+    return error is not None
 
 
 def _record(message: Message) -> Record:
     kind, timestamp = message.timestamp()
-    headers = [(name, value) for name, value in message.headers() or []]
+    headers = message.headers() or []
+    assert isinstance(headers, list)
     return Record(
-        str(message.topic()),
-        int(message.partition() or 0),
-        int(message.offset() or 0),
-        timestamp if kind else None,
-        message.key(),
-        message.value(),
-        headers,
+        topic=message.topic() or "",
+        partition=message.partition() or 0,
+        offset=message.offset() or 0,
+        timestamp=None if kind == TIMESTAMP_NOT_AVAILABLE else timestamp,
+        key=_bytes(message.key()),
+        value=_bytes(message.value()),
+        headers=[(name, _bytes(value)) for name, value in headers],
     )
+
+
+def _bytes(value: str | bytes | None) -> bytes | None:
+    return value.encode() if isinstance(value, str) else value
 
 
 def _answers(bootstrap: str) -> bool:
@@ -303,7 +345,7 @@ def _has_transactions(bootstrap: str) -> bool:
         producer = AIOKafkaProducer(bootstrap_servers=bootstrap, transactional_id="celosia-tests-probe")
         try:
             await asyncio.wait_for(producer.start(), 15)
-        except (KafkaError, TimeoutError):
+        except (AioKafkaError, TimeoutError):
             return False
         finally:
             await producer.stop()

@@ -1,0 +1,459 @@
+"""The laws, each a property test under its name. Where they are upheld in streams/ it says `# INVARIANT`.
+
+`tests/strategies.py` draws the scenarios; about a third of their events are published, the rest fail in every way.
+"""
+
+import base64
+import json
+import traceback
+from collections.abc import Iterator
+from itertools import permutations
+from typing import Any
+
+from hypothesis import assume, event, example, given, settings
+from hypothesis import strategies as st
+
+from streams.consent import Consents, Rung
+from streams.event import RawEvent, Rejected
+from streams.keys import MasterKey
+from streams.outcome import Outcome, Output
+from streams.pipeline import process
+from streams.plan import form_in_force
+from streams.policy import FieldRule
+from streams.transforms import ABSENT, FORMS, Context
+from tests.model import Event, Published, written
+from tests.strategies import (
+    NOW,
+    PEOPLE,
+    PURPOSES,
+    SECRET,
+    YEAR,
+    Scenario,
+    broken_consents,
+    compiled,
+    folded,
+    generous,
+    put,
+    readable_consents,
+    scalars,
+    scenarios,
+    write,
+)
+
+RUNGS = {rung.name.lower(): rung for rung in Rung}
+
+
+def published(output: Output) -> Published:
+    """Take an output apart as the oracle writes it down. The sealed source is not the oracle's business."""
+    headers = dict(output.headers)
+    assert len(headers) == len(output.headers)
+    assert len(headers.pop("celosia-source")) == 32
+    assert output.timestamp is not None
+    return Published(output.topic, output.key, json.loads(output.value), headers, output.timestamp)
+
+
+def by_purpose(outcome: Outcome) -> dict[str, Published]:
+    """Return what was published, by purpose."""
+    if outcome.kind != "published":
+        return {}
+    return {output.value["_celosia"]["purpose"]: output for output in map(published, outcome.outputs)}
+
+
+def leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield path and value of each field of an output, the stamp left out."""
+    for name, below in value.items():
+        if prefix + name == "_celosia":
+            continue
+        if isinstance(below, dict):
+            yield from leaves(below, f"{prefix}{name}.")
+        else:
+            yield prefix + name, below
+
+
+@settings(max_examples=150)
+@given(scenarios())
+def test_agrees_with_model(scenario: Scenario) -> None:
+    for outcome, expected in zip(scenario.run(), scenario.predict(), strict=True):
+        event(f"{outcome.kind} {outcome.reason or ''}")
+        assert (outcome.kind, outcome.reason) == (expected.kind, expected.reason)
+        if outcome.kind != "quarantined":
+            assert tuple(map(published, outcome.outputs)) == expected.outputs
+            assert outcome.refusals == expected.refusals
+
+
+@given(scenarios())
+def test_every_input_has_one_outcome(scenario: Scenario) -> None:
+    """Published with outputs, or suppressed without, or quarantined with one record; and twice the same."""
+    for outcome, again in zip(scenario.run(), scenario.run(), strict=True):
+        assert outcome == again
+        topics = {output.topic for output in outcome.outputs}
+        match outcome.kind:
+            case "published":
+                assert topics
+                assert outcome.reason is None
+                assert topics <= {purpose["topic"] for purpose in scenario.policy["purposes"].values()}
+            case "suppressed":
+                assert not topics
+                assert outcome.reason is not None
+            case "quarantined":
+                assert topics == {"test.quarantine"}
+                assert len(outcome.outputs) == 1
+                assert outcome.outputs[0].key is None
+                assert outcome.outputs[0].headers == []
+
+
+@given(scenarios())
+def test_default_deny(scenario: Scenario) -> None:
+    """Without a word of consent nothing is published; and no purpose that a person does not name is served."""
+    assert not any(map(by_purpose, scenario.but(history=[]).run()))
+    for purpose in scenario.policy["purposes"]:
+        history = [(key, without(value, purpose)) for key, value in scenario.history]
+        assert not any(purpose in by_purpose(outcome) for outcome in scenario.but(history=history).run())
+
+
+def without(record: bytes | None, purpose: str) -> bytes | None:
+    """Return a consent record that does not name a purpose."""
+    try:
+        document = json.loads(record or b"")
+        document["purposes"].pop(purpose, None)
+        return json.dumps(document).encode()
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return record
+
+
+@given(scenarios(), st.sampled_from(["absent", "nothing", "unreadable", "blocked"]), st.data())
+def test_refusal_beats_permission(scenario: Scenario, how: str, data: st.DataObject) -> None:
+    """A refusal under the version in force wins, wherever in the history it stands; what cannot be read wins last."""
+    purpose = data.draw(st.sampled_from(list(scenario.policy["purposes"])))
+    history = list(scenario.history)
+    for person in PEOPLE:
+        consent = folded(history).of(person.encode())
+        if consent is None:
+            continue
+        grant = {purpose: {"rung": "nothing", "since": "2020-01-01T00:00:00Z"}} if how == "nothing" else {}
+        refusal: dict[str, Any] = {"subject": person, "version": max(0, consent.version), "purposes": grant}
+        if how == "unreadable":
+            history.append((person.encode(), data.draw(broken_consents(person))))
+        elif how == "blocked":
+            history.append((b"\xff", b"{}"))
+        elif consent.readable:
+            history.insert(data.draw(st.integers(0, len(history))), (person.encode(), json.dumps(refusal).encode()))
+    for outcome in scenario.but(history=history).run():
+        if how in ("unreadable", "blocked"):
+            assert not by_purpose(outcome)
+        else:
+            assert purpose not in by_purpose(outcome)
+
+
+LESS = ["drop", "lower", "later", "sooner"]
+
+
+@settings(max_examples=120)
+@given(scenarios(monotone=True, readable=True), st.sampled_from(PURPOSES), st.sampled_from(LESS), st.data())
+def test_less_consent_never_reveals_more(scenario: Scenario, purpose: str, how: str, data: st.DataObject) -> None:
+    """What is published under less consent can be computed from what is published under more."""
+    less_history = [(key, lessen(value, purpose, how, data)) for key, value in scenario.history]
+    for event_, more, less in zip(
+        scenario.events, scenario.run(), scenario.but(history=less_history).run(), strict=True
+    ):
+        if more.kind == "quarantined":
+            assert (less.kind, less.reason) == (more.kind, more.reason)
+            continue
+        more_by, less_by = by_purpose(more), by_purpose(less)
+        assert set(less_by) <= set(more_by)
+        for name, output in less_by.items():
+            event(f"{how}: {output.value['_celosia']['rung']}")
+            assert_computable(scenario, event_, name, output, more_by[name])
+
+
+def lessen(record: bytes | None, purpose: str, how: str, data: st.DataObject) -> bytes:
+    """Return a consent record that allows less."""
+    document = json.loads(record or b"")
+    grant = document["purposes"].get(purpose)
+    if grant is not None and how == "drop":
+        del document["purposes"][purpose]
+    elif grant is not None and how == "lower":
+        grant["rung"] = data.draw(st.sampled_from([name for name in RUNGS if RUNGS[name] <= RUNGS[grant["rung"]]]))
+    elif grant is not None and how == "later":
+        grant["since"] = data.draw(st.sampled_from(["2026-02-01T00:00:00Z", "2031-01-01T00:00:00Z"]))
+    elif grant is not None:
+        grant["until"] = data.draw(st.sampled_from(["2020-01-01T00:00:00Z", "2026-05-01T00:00:00Z"]))
+    # `since` is never earlier and `until` never later than it was: the lists above are compared here.
+    was = json.loads(record or b"")["purposes"].get(purpose)
+    assume(how != "later" or grant is None or was["since"] <= grant["since"])
+    assume(how != "sooner" or grant is None or was.get("until") is None or was["until"] >= grant["until"])
+    return json.dumps(document).encode()
+
+
+def assert_computable(scenario: Scenario, raw: Event, purpose: str, less: Published, more: Published) -> None:
+    """Compute each part of an output from the one that tells more."""
+    less_rung, more_rung = (RUNGS[output.value["_celosia"]["rung"]] for output in (less, more))
+    assert less_rung <= more_rung
+    assert less.key is None or less.key == more.key or more_rung > less_rung
+    assert less_rung >= Rung.PSEUDONYMOUS or (less.key is None and "subject" not in less.value["_celosia"])
+    rules = compiled(scenario.policy).policy.events[less.value["_celosia"]["event"]]
+    told = dict(leaves(more.value))
+    rotate = compiled(scenario.policy).policy.purposes[purpose].rotate or 1
+    context = Context(purpose, rotate, MasterKey(SECRET))
+    recorded = recorded_at(raw, scenario)
+    for path, value in leaves(less.value):
+        name, parameters = in_force(rules[path], less_rung)
+        if (name, parameters) == in_force(rules[path], more_rung):
+            assert value == told[path]
+        else:
+            assert value == FORMS[name].make(parameters, context)(told[path], recorded)
+    # The stamp tells a time as well: no more of it at the lower rung than at the higher.
+    assert coarser_or_equal(more.timestamp, less.timestamp)
+
+
+def in_force(rule: FieldRule, rung: Rung) -> tuple[str, Any]:
+    form = form_in_force(rule, rung)
+    assert form is not None
+    return form
+
+
+def recorded_at(raw: Event, scenario: Scenario) -> int:
+    (source,) = compiled(scenario.policy).sources
+    time = source.reader.read(raw.value).time
+    return min(scenario.now, raw.timestamp, raw.timestamp if time is None else time)
+
+
+def coarser_or_equal(fine: int, coarse: int) -> bool:
+    """Tell whether `coarse` is `fine` cut to a span that `fine` is cut to as well, or to a longer one."""
+    context = Context("", 1, MasterKey(SECRET))
+    spans = [FORMS[name].make(None, context) for name in ("hour", "day", "month")]
+    return coarse in (fine, 0) or any(cut(fine, 0) == cut(coarse, 0) == written(coarse) for cut in spans)
+
+
+@given(scenarios(), st.randoms(use_true_random=False))
+def test_rule_order_does_not_matter(scenario: Scenario, chance: Any) -> None:
+    """Purposes, event types, fields, forms and grants may stand in any order."""
+
+    def shuffled(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        items = [(name, shuffled(below)) for name, below in value.items()]
+        chance.shuffle(items)
+        return dict(items)
+
+    def reordered(record: bytes | None) -> bytes | None:
+        try:
+            document = json.loads(record or b"", object_pairs_hook=_refuse_duplicates)
+        except (ValueError, RecursionError):
+            return record
+        return json.dumps(shuffled(document)).encode()
+
+    policy = {**scenario.policy, **{part: shuffled(scenario.policy[part]) for part in ("purposes", "events")}}
+    history = [(key, reordered(value)) for key, value in scenario.history]
+    other = scenario.but(policy=policy, history=history)
+    for one, two in zip(scenario.run(), other.run(), strict=True):
+        assert (one.kind, one.reason) == (two.kind, two.reason)
+        assert by_purpose(one) == by_purpose(two)
+        assert dict(one.refusals) == dict(two.refusals)
+        if one.kind == "quarantined":
+            assert json.loads(one.outputs[0].value) == json.loads(two.outputs[0].value)
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("twice")
+    return dict(pairs)
+
+
+@settings(max_examples=120)
+@given(scenarios())
+def test_every_leaf_is_named(scenario: Scenario) -> None:
+    """Each field of an output is named by the policy, for that event, purpose and rung, and is no object or array."""
+    for outcome in scenario.run():
+        for purpose, output in by_purpose(outcome).items():
+            stamp = output.value["_celosia"]
+            assert set(stamp) <= {"policy", "version", "purpose", "rung", "event", "consent", "expires_at", "subject"}
+            rules = scenario.policy["events"][stamp["event"]]
+            for path, value in leaves(output.value):
+                assert type(value) in (str, int, float, bool)
+                rule = rules[path]
+                assert rule["for"] == "all" or purpose in rule["for"]
+                ladder = list(RUNGS)[: RUNGS[stamp["rung"]] + 1]
+                assert any(rung in rule["as"] for rung in ladder) if "as" in rule else "pseudonymous" in ladder
+
+
+@settings(max_examples=120)
+@given(scenarios(), st.data())
+def test_no_canary_leaves(scenario: Scenario, data: st.DataObject) -> None:
+    """A token in every raw field, name, key and header is found in no output that it may not be in.
+
+    It may be where the policy keeps the field as it is, or the path of an address; the subject's at `identified`.
+    """
+    subject = "canary0subject"
+    canaries: dict[str, str] = {}
+
+    def token(what: str) -> str:
+        canaries[what] = f"canary{len(canaries) + 1}x{data.draw(st.integers(1 << 40, 1 << 44)):x}"
+        return canaries[what]
+
+    (source,) = scenario.policy["sources"].values()
+    kind = data.draw(st.sampled_from(list(scenario.policy["events"])))
+    document: dict[str, Any] = {}
+    for path in scenario.policy["events"][kind]:
+        shapes = ["text", "url", "object", "array", "json"]
+        match data.draw(st.sampled_from(shapes)):
+            case "text":
+                put(document, path, token(path))
+            case "url":
+                query = f"?q={token(path + ' query')}#{token(path + ' fragment')}"
+                put(document, path, f"https://{token(path + ' user')}@shop.example/{token(path)}{query}")
+            case "object":
+                put(document, path, {token(path + " name"): token(path + " inside")})
+            case "array":
+                put(document, path, [token(path + " item")])
+            case "json":
+                put(document, path, json.dumps({"email": token(path)}))
+    document[token("unnamed name")] = {token("inner name"): [token("unnamed"), {"deep": token("deep")}]}
+    put(document, source["subject"], subject)
+    put(document, source["type"], kind)
+    if "time" in source:
+        put(document, source["time"], NOW - 1000)
+    headers = [(token("header name"), token("header").encode()), ("celosia-origin", token("origin").encode())]
+    raw = write(document)
+    key = data.draw(st.sampled_from([subject.encode(), token("key").encode()]))
+    value = data.draw(st.sampled_from([raw, raw, raw[:-1], raw + b"\xff", b"[%s]" % raw, raw[:-1] + b',"g":"x"}']))
+    record = RawEvent(1042, NOW, key, value, headers)
+
+    plan = compiled(scenario.policy)
+    outcome = process(record, scenario.place(), folded([generous(subject, PURPOSES)]), plan, NOW)
+    event(outcome.kind)
+    assert_nowhere(repr(record), canaries | {"subject": subject})
+    for output in outcome.outputs:
+        allowed = allowed_tokens(scenario, kind, output, canaries) if outcome.kind == "published" else set()
+        there = repr((output.topic, output.key, output.value, output.headers))
+        forbidden = {what: each for what, each in canaries.items() if each not in allowed}
+        if outcome.kind != "published" or dict(output.headers)["celosia-rung"] != b"identified":
+            forbidden["subject"] = subject
+        assert_nowhere(there, forbidden)
+    if outcome.kind != "published":
+        assert_nowhere(repr(outcome), canaries | {"subject": subject})
+    try:
+        scenario.place().source.reader.read(value)
+    except Rejected as rejected:
+        told = "".join(traceback.format_exception(rejected)) + repr(rejected) + str(rejected)
+        assert_nowhere(told, canaries | {"subject": subject})
+
+
+def allowed_tokens(scenario: Scenario, kind: str, output: Output, canaries: dict[str, str]) -> set[str]:
+    """Return the tokens that the policy lets an output have."""
+    stamp = json.loads(output.value)["_celosia"]
+    rung, purpose = RUNGS[stamp["rung"]], stamp["purpose"]
+    allowed = set()
+    for path, rule in compiled(scenario.policy).policy.events[kind].items():
+        form = form_in_force(rule, rung)
+        if not (rule.for_ == "all" or (rule.for_ and purpose in rule.for_)) or form is None:
+            continue
+        if form[0] in ("keep", "url"):
+            allowed.add(canaries.get(path, ""))
+        if form[0] == "keep":
+            allowed |= {canaries.get(f"{path} {part}", "") for part in ("query", "fragment", "user")}
+    return allowed
+
+
+def assert_nowhere(text: str, canaries: dict[str, str]) -> None:
+    """Look for tokens as they are, and in the usual disguises."""
+    for what, each in canaries.items():
+        for disguise in (each, each.encode().hex(), base64.b64encode(each.encode()).decode().rstrip("=")[:-1]):
+            assert disguise not in text, f"{what} has leaked"
+
+
+@given(
+    st.sampled_from([name for name, kind in FORMS.items() if kind.idempotent]), scalars, st.integers(0, NOW), st.data()
+)
+def test_minimizing_twice_changes_nothing(name: str, value: Any, at: int, data: st.DataObject) -> None:
+    """Every form but the pseudonym returns its own result unchanged."""
+    examples = [each.parameters for each in FORMS[name].examples]
+    form = FORMS[name].make(data.draw(st.sampled_from(examples)), Context("ads", 1000, MasterKey(SECRET)))
+    once = form(value, at)
+    if once is not ABSENT:
+        twice = form(once, at)
+        assert (type(twice), twice) == (type(once), once)
+
+
+@given(scenarios(), st.integers(NOW - YEAR, NOW + YEAR))
+def test_clock_only_makes_stricter(scenario: Scenario, now: int) -> None:
+    """Whatever the clock says, no purpose is served that is not served when it shows the time of the event."""
+    for raw, outcome in zip(scenario.events, scenario.but(now=now).run(), strict=True):
+        if outcome.kind != "published":
+            continue
+        right = scenario.but(events=[raw], now=recorded_at(raw, scenario.but(now=1 << 62))).run()[0]
+        assert set(by_purpose(outcome)) <= set(by_purpose(right))
+
+
+@given(scenarios(), st.integers(0, YEAR))
+def test_a_later_clock_serves_no_more(scenario: Scenario, later: int) -> None:
+    """Once the clock has passed what Kafka and the event say, time only takes away."""
+    early = scenario.but(now=NOW + 10 * YEAR)
+    for one, two in zip(early.run(), early.but(now=early.now + later).run(), strict=True):
+        assert set(by_purpose(two)) <= set(by_purpose(one))
+
+
+# --- the fold of consents ---------------------------------------------------------------------------------------------
+
+records_of_ana = readable_consents("ana").map(lambda record: json.dumps(record).encode())
+
+
+def state(values: list[bytes | None]) -> Any:
+    consents = Consents()
+    for value in values:
+        consents.apply(b"ana", value)
+    return consents.of(b"ana")
+
+
+@given(st.lists(records_of_ana, min_size=1, max_size=4))
+def test_consent_fold_any_order_gives_the_same(values: list[bytes]) -> None:
+    assert len({repr(sorted_state(list(order))) for order in permutations(values)}) == 1
+
+
+def sorted_state(values: list[bytes | None]) -> Any:
+    consent = state(values)
+    return consent.version, consent.readable, sorted(consent.grants.items())
+
+
+@given(st.lists(st.one_of(records_of_ana, broken_consents("ana")), min_size=1, max_size=5), st.data())
+def test_consent_fold_repeats_are_harmless(values: list[bytes | None], data: st.DataObject) -> None:
+    """A record that is delivered again right away, or later with nothing unreadable in between, changes nothing."""
+    spot = data.draw(st.integers(0, len(values) - 1))
+    assert state([*values[: spot + 1], values[spot], *values[spot + 1 :]]) == state(values)
+
+
+@given(records_of_ana, records_of_ana)
+def test_consent_fold_equal_version_is_the_stricter(one: bytes, two: bytes) -> None:
+    both = state([one, json.dumps({**json.loads(two), "version": json.loads(one)["version"]}).encode()])
+    for purpose in PURPOSES:
+        said = [json.loads(value)["purposes"].get(purpose) for value in (one, two)]
+        grant = both.grants.get(purpose)
+        if None in said:
+            assert grant is None
+        else:
+            assert grant.rung == min(RUNGS[each["rung"]] for each in said)
+            for value in (one, two):
+                alone = state([value]).grants[purpose]
+                assert grant.since >= alone.since
+                assert grant.until <= alone.until
+
+
+@given(st.lists(records_of_ana, max_size=3), broken_consents("ana"), st.lists(records_of_ana, max_size=3))
+def test_consent_fold_unreadable_denies_until_a_higher_version(
+    before: list[bytes | None], broken: bytes | None, after: list[bytes | None]
+) -> None:
+    known = max([json.loads(value or b"")["version"] for value in before], default=-1)
+    higher = [json.loads(value or b"")["version"] for value in after if json.loads(value or b"")["version"] > known]
+    consent = state([*before, broken, *after])
+    assert consent.readable == bool(higher)
+    assert consent.readable or consent.grants == {}
+    assert consent.version == max([known, *higher])
+
+
+@given(st.lists(records_of_ana, max_size=3))
+@example([])
+def test_consent_fold_tombstone_denies(before: list[bytes | None]) -> None:
+    """A withdrawal is a value. A null value is a record that cannot be read, and never "nothing known"."""
+    consent = state([*before, None])
+    assert not consent.readable
+    assert consent.grants == {}
