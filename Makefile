@@ -37,8 +37,9 @@ bench: $(VENV)/dev.stamp  ## Measure throughput (ARGS for tests/bench/throughput
 chaos: $(VENV)/dev.stamp  ## Kill, pause and add workers on a real broker, and count what got lost
 	@$(BIN)/python -m pytest -m chaos $(ARGS)
 
-schemas: $(VENV)/runtime.stamp  ## Write the JSON Schemas anew from the models
+schemas: $(VENV)/dev.stamp  ## Write the JSON Schemas and the tables of the README anew
 	@$(BIN)/python -m streams.schemas $(ARGS)
+	@$(BIN)/python -m tests.readme
 
 clean:  ## Remove caches and build output (the environment stays: rm -r .venv removes it)
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

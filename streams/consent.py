@@ -194,7 +194,7 @@ class Consents:
     denied there, because the events it speaks of are elsewhere.
     """
 
-    __slots__ = ("_states", "blocked", "owns", "rejected")
+    __slots__ = ("_states", "blocked", "of", "owns", "rejected")
 
     def __init__(self, owns: Callable[[bytes], bool] = _everything) -> None:
         self.owns = owns
@@ -203,13 +203,11 @@ class Consents:
         self.blocked = False
         """a record with an unreadable key was met: nobody on this partition is served"""
         self._states: dict[bytes, Consent] = {}
+        self.of: Callable[[bytes], Consent | None] = self._states.get
+        """what is in force for the person with this key (the subject in UTF-8), None if nothing is known"""
 
     def __len__(self) -> int:
         return len(self._states)
-
-    def of(self, key: bytes) -> Consent | None:
-        """Return what is in force for the person with this key (the subject in UTF-8), None if nothing is known."""
-        return self._states.get(key)
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
         """Fold one record in. Never raises: what cannot be read denies."""

@@ -37,6 +37,7 @@ def minimize(document: Any, recipe: Recipe, recorded: int) -> Any:
 
 
 def _fill(layout: Layout, values: list[Any]) -> Any:
-    groups = [_fill(group, values) for group in layout.groups]
-    mine = values[layout.start : layout.end] + groups
+    mine = values[layout.start : layout.end]
+    for group in layout.groups:
+        mine.append(_fill(group, values))
     return ABSENT if mine.count(ABSENT) == len(mine) else layout.type(*mine)

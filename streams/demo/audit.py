@@ -111,6 +111,11 @@ class Audit:
         """Consents without a visible receipt, and outputs whose event has not been acknowledged."""
         return len(self._without_receipt) + len(self._early)
 
+    def after_withdrawals(self) -> tuple[int, int]:
+        """Return how many events came in after the receipts of withdrawals, and how many outputs for these purposes."""
+        withdrawals = [change for change in self.changes if change.is_withdrawal]
+        return sum(change.events for change in withdrawals), sum(change.outputs for change in withdrawals)
+
     def outputs_by_topic(self) -> Counter[str]:
         """Return the outputs by topic, as the worker counts them."""
         return Counter({topic: self.outputs[purpose.name] for topic, purpose in self._purposes.items()})
@@ -151,7 +156,7 @@ class Audit:
             self.received(received, 0.0)
 
     def received(self, received: Received, now: float) -> list[Change]:
-        """A record was read from one of the topics that the worker writes. Return the changes that it is a receipt of."""
+        """A record of one of the worker's topics was read. Return the changes that it is a receipt of."""
         if received.place.topic == self._receipts:
             receipt = msgspec.json.decode(received.value, type=Receipt)
             self._receipts_seen[receipt.partition] = receipt.through, received.place, now

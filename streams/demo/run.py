@@ -6,6 +6,7 @@ runs as one task of an event loop beside whatever else that loop has to do. All 
 
 import asyncio
 import itertools
+import logging
 import math
 import signal
 from collections import deque
@@ -68,6 +69,8 @@ def run_demo(*, seconds: float | None = None, plain: bool = False, broker: str =
     policy = load_policy(schemas_folder() / "policies" / "retail.yaml")
     # A key that is gone when the demo ends: nobody will ever find the people behind its pseudonyms.
     plan = compile_plan(policy, MasterKey.random())
+    # What the library says of a broker that is still starting is no news: it asks again, and what fails is raised.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     with display, _started(broker, display) as running:
         try:
             result = asyncio.run(_Demo(plan, running, display, seconds, rate).run())
@@ -88,7 +91,7 @@ def _started(broker: str, display: Display) -> AbstractContextManager[Broker]:
     if broker == "embedded":
         return embedded()
     if broker == "kafka":
-        display.say("starting Apache Kafka (the first time, Maven fetches it: 54 MB)")
+        display.say("starting Apache Kafka (the first time, Maven fetches it: 54 MB)", 0.0)
         return apache_kafka()
     raise SettingsError(f"--broker: wanted embedded or kafka, came {broker}; take one of these")
 
@@ -125,10 +128,12 @@ class _Demo:
             ):
                 working = tasks.create_task(self._worker.run())
                 watching = [tasks.create_task(self._read(reader)), tasks.create_task(self._draw())]
-                shop = Shopkeeper(writer, self._plan, self._audit, self._display.say)
+                shop = Shopkeeper(writer, self._plan, self._audit, self._say)
                 await shop.open()
-                await _until(lambda: self._worker.ready)
+                while not self._worker.ready:  # noqa: ASYNC110 - nobody tells
+                    await asyncio.sleep(_TICK)
                 self._begin("running")
+                self._say(f"the worker is ready: {len(self._worker.lanes)} lanes have passed their gates")
                 await shop.keep(self._rate, self._seconds or math.inf, self._closing)
                 seconds, self._stage = self._elapsed(), "closing"
                 drained = await self._drain(reader, working)
@@ -151,9 +156,9 @@ class _Demo:
             for received in await reader.read():
                 for change in self._audit.received(received, _now()):
                     after = "nothing from here on" if change.is_withdrawal else "in force from here on"
-                    self._display.say(
-                        f"{change.person}: receipt {change.receipt}, {change.receipt_ms} ms later; "
-                        f"{', '.join(change.allowed)}: {after}"
+                    about = ", ".join(change.allowed)
+                    self._say(
+                        f"{change.person}: receipt {change.receipt}, {change.receipt_ms} ms later: {about}: {after}"
                     )
 
     async def _draw(self) -> None:
@@ -180,7 +185,7 @@ class _Demo:
             return handled == self._audit.sent_count and self._audit.pending == 0 and await reader.at_end()
 
         deadline = _now() + _SECONDS_TO_DRAIN
-        while not (drained := await all_is_out()) and _now() < deadline:
+        while not (drained := await all_is_out()) and _now() < deadline:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(_TICK)
         self._worker.stop()
         await working
@@ -188,6 +193,9 @@ class _Demo:
 
     def _begin(self, stage: str) -> None:
         self._stage, self._began = stage, _now()
+
+    def _say(self, line: str) -> None:
+        self._display.say(line, self._elapsed())
 
     def _elapsed(self) -> float:
         return _now() - self._began
@@ -260,13 +268,13 @@ class Shopkeeper:
         ahead = min(1.0, pause / 3)
         for act in itertools.cycle(Act):
             await asyncio.sleep(pause - ahead)
-            while (person := self._people.ready_for(act, tills.left())) is None:
+            while (person := self._people.ready_for(act, tills.left())) is None:  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(_TICK)
             self._audit.watched = person
             await asyncio.sleep(ahead)
             record, allowed = self._people.change(person, act, wall_clock())
             place = await self._write(record, act, allowed)
-            self._say(f"{person} {act}: {', '.join(allowed)}; acknowledged at {place}")
+            self._say(f"{person} {act}: {', '.join(allowed)}: acknowledged at {place}")
 
     async def _write(self, record: ConsentRecord, act: Act | None = None, allowed: Rungs | None = None) -> Place:
         """Write a consent. It counts for all that is sent after its acknowledgement."""
@@ -277,11 +285,6 @@ class Shopkeeper:
         change = None if act is None else Change(act, record.subject, allowed or {}, record.version, place, _now())
         self._audit.consented(record, place, change)
         return place
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - nobody tells when it changes
-        await asyncio.sleep(_TICK)
 
 
 def _now() -> float:

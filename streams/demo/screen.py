@@ -7,14 +7,17 @@ control codes; the screen fits 80 x 24 and tells more where there is more room.
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import orjson
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.layout import Layout
 from rich.live import Live
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -26,7 +29,7 @@ from streams.demo.shop import CREDIT
 __all__ = ["Display", "Moment", "choose_display"]
 
 _KEPT, _COARSENED, _REMOVED = "green", "yellow", "red"
-_STYLES = {"kept": _KEPT, "coarsened": _COARSENED, "removed": _REMOVED}
+_SHARES = {"kept": ("█", _KEPT), "coarsened": ("▓", _COARSENED), "removed": ("░", _REMOVED)}
 _OUTCOMES = {"published": _KEPT, "suppressed": _COARSENED, "quarantined": _REMOVED}
 
 
@@ -57,8 +60,8 @@ class Display(Protocol):
     def open(self, title: str) -> None:
         """Begin to show, under this title."""
 
-    def say(self, line: str) -> None:
-        """Tell of something notable that has happened."""
+    def say(self, line: str, at: float) -> None:
+        """Tell of something notable that has happened, so many seconds after the opening."""
 
     def draw(self, moment: Moment) -> None:
         """Show how things stand: called several times a second."""
@@ -81,7 +84,6 @@ class PlainDisplay:
 
     def __init__(self) -> None:
         self._console = Console(file=sys.stdout, force_terminal=False, color_system=None, highlight=False)
-        self._elapsed = 0.0
         self._second = 0
         self._told: set[tuple[str | None, int]] = set()
 
@@ -95,32 +97,37 @@ class PlainDisplay:
 
     def open(self, title: str) -> None:
         """See `Display`."""
-        self.say(title)
+        self._print(f"celosia demo: {title}")
+        self._print(CREDIT)
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, at: float) -> None:
         """See `Display`."""
-        self._print(f"{self._elapsed:6.2f} s  {line}")
+        self._print(f"{at:6.2f} s  {line}")
 
     def draw(self, moment: Moment) -> None:
         """See `Display`."""
-        self._elapsed = moment.elapsed
         if moment.shown is not None:
-            self._tell(moment.shown)
-        if int(moment.elapsed) > self._second:
+            self._tell(moment.shown, moment.elapsed)
+        if moment.stage != "opening" and int(moment.elapsed) > self._second:
             self._second = int(moment.elapsed)
             outcomes = "  ".join(f"{name} {moment.counted.outcomes[name]}" for name in _OUTCOMES)
-            outputs = "  ".join(f"{_short(name)} {count}" for name, count in sorted(moment.audit.outputs.items()))
-            self.say(f"in {moment.audit.sent_count} (+{moment.rates[0]:.0f}/s)  {outcomes}  out: {outputs}")
+            outputs = "  ".join(f"{_short(name)} {count}" for name, count in moment.audit.outputs.items())
+            events, after = moment.audit.after_withdrawals()
+            self.say(
+                f"in {moment.audit.sent_count} (+{moment.rates[0]:.0f}/s)  {outcomes}  out (+{moment.rates[1]:.0f}/s): "
+                f"{outputs}  after withdrawals: {events} in, {after} out",
+                moment.elapsed,
+            )
 
-    def _tell(self, sent: Sent) -> None:
+    def _tell(self, sent: Sent, at: float) -> None:
         """Tell once, for each consent of the watched person, what became of an event under it."""
         if (which := (sent.line.person, sent.acknowledged)) not in self._told:
             self._told.add(which)
-            self.say(f"  before  {sent.line.value.decode()}")
+            self.say(f"  before  {sent.line.value.decode()}", at)
             for purpose, document in sent.outputs.items():
-                self.say(f"  after   {_short(purpose)}: {msgspec.json.encode(document).decode()}")
+                self.say(f"  after   {_short(purpose)}: {msgspec.json.encode(document).decode()}", at)
             if not sent.outputs:
-                self.say("  after   nothing")
+                self.say("  after   nothing", at)
 
     def summarize(self, report: Report) -> None:
         """See `Display`."""
@@ -134,25 +141,26 @@ class PlainDisplay:
 
 def summary(report: Report) -> Iterator[Text]:
     """Yield the lines of the summary."""
-    outputs = ", ".join(f"{name} {count:,}" for name, count in report.outputs.items())
+    outputs = ", ".join(f"{_short(name)} {count:,}" for name, count in report.outputs.items())
     reasons = {
         outcome: ", ".join(f"{reason} {count:,}" for reason, count in counts.items())
         for outcome, counts in report.reasons.items()
     }
     yield Text()
     yield Text(f"{report.broker}, {report.guarantee}, {report.seconds:.1f} s", style="bold")
-    yield Text(f"    in            {report.sent:8,}")
-    yield Text(f"  = published     {report.published:8,}   {outputs}")
-    yield Text(f"  + suppressed    {report.suppressed:8,}   {reasons['suppressed']}")
-    yield Text(f"  + quarantined   {report.quarantined:8,}   {reasons['quarantined']}")
+    yield Text(f"    in           {report.sent:8,}")
+    yield Text(f"  = published    {report.published:8,}  {outputs}")
+    yield Text(f"  + suppressed   {report.suppressed:8,}  {reasons['suppressed']}")
+    yield Text(f"  + quarantined  {report.quarantined:8,}  {reasons['quarantined']}")
     yield Text()
     for change in report.changes:
         allowed = ", ".join(f"{_short(name)} {rung}" for name, rung in change.allowed.items())
-        receipt = "no receipt" if change.receipt is None else f"receipt after {change.receipt_ms} ms"
+        receipt = "no receipt" if change.receipt is None else f"receipt {change.receipt_ms} ms later"
+        beyond = f", {change.too_much} BEYOND WHAT IS ALLOWED" if change.too_much else ""
         yield Text(f"{change.person} {change.act}: {allowed}")
         yield Text(
-            f"    written {change.written}, {receipt}; then {change.events_after_receipt} events in, "
-            f"{change.outputs_after_receipt} outputs for these, {change.too_much} beyond it"
+            f"    at {change.written}, {receipt}, then {change.events_after_receipt} events in, "
+            f"{change.outputs_after_receipt} outputs{beyond}"
         )
     yield Text()
     for check in report.checks:
@@ -188,14 +196,14 @@ class Screen:
         self._title = title
         self._live.start()
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, at: float) -> None:
         """See `Display`. Once the screen is drawn, it shows all that is said."""
         if not self._live.is_started:
             self._console.print(line, markup=False)
 
     def draw(self, moment: Moment) -> None:
         """See `Display`."""
-        self._live.update(self._layout(moment), refresh=True)
+        self._live.update(self.picture(moment), refresh=True)
 
     def summarize(self, report: Report) -> None:
         """See `Display`."""
@@ -203,28 +211,26 @@ class Screen:
         for line in summary(report):
             self._console.print(line)
 
-    def _layout(self, moment: Moment) -> Layout:
-        below = len(moment.audit.fields) + 3
-        room, half = max(8, self._console.height - below - 3), self._console.width // 2
-        upper = Layout(size=room + 1)
+    def picture(self, moment: Moment) -> Layout:
+        """Return the whole screen, made to fit."""
+        height, half = self._console.height, self._console.width // 2
+        above, below = (3 if height >= 30 else 2), len(moment.audit.fields) + 3
+        room = max(8, height - above - below - 1)
+        upper, whole = Layout(size=room + 1), Layout()
         upper.split_row(
-            Layout(_flow(moment, room, half - 1), size=half),
+            Layout(Padding(_flow(moment, room, half - 1), (0, 1, 0, 0)), size=half),
             Layout(_changes(moment.audit.changes, room)),
         )
-        whole = Layout()
-        whole.split_column(Layout(self._head(moment), size=2), upper, Layout(_person(moment), size=below))
+        whole.split_column(Layout(self._head(moment), size=above), upper, Layout(_person(moment), size=below))
         return whole
 
     def _head(self, moment: Moment) -> RenderableType:
         of = "" if moment.seconds is None else f" of {moment.seconds:.0f}"
-        end = "Ctrl-C ends the demo"
-        left = Text.assemble(("celosia  ", "bold magenta"), (self._title, "bold"))
-        right = Text(f"{moment.stage} {moment.elapsed:.0f}{of} s, {end}")
         grid = Table.grid(expand=True)
-        grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+        grid.add_column(no_wrap=True)
         grid.add_column(justify="right", no_wrap=True)
-        grid.add_row(left, right)
-        return Group(grid, Text(CREDIT, style="dim", no_wrap=True, overflow="ellipsis"))
+        grid.add_row(Text("celosia demo", "bold"), Text(f"{moment.stage} {moment.elapsed:.0f}{of} s; Ctrl-C ends"))
+        return Group(grid, Text(self._title, no_wrap=True, overflow="ellipsis"), Text(CREDIT, style="dim"))
 
 
 def _flow(moment: Moment, room: int, width: int) -> RenderableType:
@@ -247,7 +253,7 @@ def _flow(moment: Moment, room: int, width: int) -> RenderableType:
         add(outcome, moment.counted.outcomes[outcome], style)
         if outcome == "published":
             for purpose, count in moment.audit.outputs.items():
-                add(_short(purpose), count, f"dim {style}", "  for ")
+                add(_short(purpose), count, f"dim {style}", "  ")
         else:
             reasons = [item for item in moment.counted.reasons.most_common() if item[0][0] == outcome]
             for (_, reason), count in reasons[: room_for[outcome]]:
@@ -289,12 +295,12 @@ def _person(moment: Moment) -> RenderableType:
         table.add_column(_short(purpose), ratio=3, no_wrap=True, overflow="ellipsis")
     table.add_column("all events", ratio=2, no_wrap=True)
     rungs = [Text(outputs[name]["_celosia"]["rung"] if name in outputs else "nothing", "italic") for name in purposes]
-    legend = Text.assemble(("kept ", _KEPT), ("less ", _COARSENED), ("out", _REMOVED))
+    legend = Text.assemble(*((f"{block} {what} ", style) for what, (block, style) in _SHARES.items()))
     table.add_row("", "", *rungs, legend)
     for path, counts in moment.audit.fields.items():
         before = value_at(raw, path)
         cells = [_cell(before, moment.audit.published_value(outputs.get(name), path)) for name in purposes]
-        table.add_row(path.removeprefix("item."), _text(before), *cells, _share(counts))
+        table.add_row(path.removeprefix("item."), _text(before), *cells, _Shares(counts))
     who = "nobody yet" if sent is None else f"customer {sent.line.person}"
     return Group(Rule(f"one purchase of {who}, before and after", align="left", style="dim"), table)
 
@@ -311,11 +317,19 @@ def _cell(before: Any, after: Any) -> Text:
     return text
 
 
-def _share(counts: Counter[str]) -> RenderableType:
-    """A bar of three colours."""
-    shares = [(style, counts[what]) for what, style in _STYLES.items() if counts[what]]
-    bar = Table.grid(expand=True)
-    for _, count in shares:
-        bar.add_column(ratio=count)
-    bar.add_row(*(Rule(style=style, characters="█") for style, _ in shares))
-    return bar
+@dataclass(frozen=True, slots=True)
+class _Shares:
+    """A bar of three colours, as wide as its cell: how often a field was kept, coarsened and removed."""
+
+    counts: Counter[str]
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        bar, so_far = Text(), 0
+        for what, (block, style) in _SHARES.items():
+            so_far += self.counts[what]
+            upto = round(options.max_width * so_far / max(1, self.counts.total()))
+            bar.append(block * (upto - len(bar)), style)
+        yield bar
+
+    def __rich_measure__(self, _console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(4, options.max_width)

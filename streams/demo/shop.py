@@ -23,7 +23,7 @@ from streams.event import iso
 
 __all__ = ["CREDIT", "Act", "Line", "People", "Rungs", "Tills"]
 
-CREDIT = "Data: Online Retail, UCI Machine Learning Repository, Daqing Chen (2015), CC BY 4.0"
+CREDIT = "Data: UCI Online Retail, Daqing Chen (2015), doi:10.24432/C5BW33, CC BY 4.0"
 
 Rungs = Mapping[str, RungName]
 """Purposes, and the highest rung that somebody allows for each."""

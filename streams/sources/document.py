@@ -116,7 +116,11 @@ class DocumentReader:
                 time = milliseconds(time)
             except ValueError:
                 raise Rejected(Reason.BAD_TIME) from None
-        return Envelope(_subject(subject), kind, time if self._timed else None, document)
+        else:
+            time = None
+        if type(subject) is str and 0 < len(subject) <= _LONGEST_SUBJECT // 4:
+            return Envelope(subject.encode(), kind, time, document)  # The usual case, without a call.
+        return Envelope(_subject(subject), kind, time, document)
 
     def _read_document(self, value: bytes) -> Any:
         opened = value.count(b"{")

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import msgspec
 import yaml
-from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -38,6 +38,12 @@ ROOT = Path(__file__).parents[2]
 PARTITIONS = 4
 DRAINED = 60.0
 """Seconds for workers to finish what is there, on a machine that does other things too."""
+
+_COORDINATOR_IS_MOVING = (
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+)
 
 
 class Worker:
@@ -244,11 +250,16 @@ class Deployment:
             raise
 
     def committed(self, topic: str, partitions: int = PARTITIONS) -> dict[int, int]:
-        """The group's committed offsets of a topic, 0 where there is none."""
+        """The group's committed offsets of a topic: 0 where there is none, -1 where nobody can say just now."""
         asked = [TopicPartition(topic, number) for number in range(partitions)]
         request = ConsumerGroupTopicPartitions(self.group, asked)
         [answer] = self._admin.list_consumer_group_offsets([request], require_stable=True).values()
-        return {tp.partition: max(0, tp.offset) for tp in answer.result(SECONDS).topic_partitions or ()}
+        try:
+            return {tp.partition: max(0, tp.offset) for tp in answer.result(SECONDS).topic_partitions or ()}
+        except KafkaException as error:
+            if error.args[0].code() not in _COORDINATOR_IS_MOVING:
+                raise
+            return dict.fromkeys(range(partitions), -1)
 
     def wait_consumed(self, topic: str | None = None, ends: Mapping[int, int] | None = None) -> None:
         """Wait until the group has committed all of a topic: up to its end of now, or up to `ends`."""
