@@ -210,7 +210,10 @@ def _service(
         return None
     context = Context(purpose.name, policy.purposes[purpose.name].rotate or _DAY, master)
     recipes: list[Recipe | None] = []
-    for rung in Rung:
+    for allowed in Rung:
+        # An output that says who it is about is about a person, whatever its fields are: of a source that is not our
+        # own dealing with the person, nothing above `anonymous` is made.
+        rung = allowed if source.own else min(allowed, Rung.ANONYMOUS)
         chosen = {path: form for path, rule in rules.items() if (form := form_in_force(rule, rung)) is not None}
         if rung < Rung.ANONYMOUS or rung > purpose.highest or not chosen:
             recipes.append(None)
@@ -222,7 +225,7 @@ def _service(
             except (ValueError, TypeError) as error:
                 findings.append(f"events.{event}.{path}, as `{name}`: {error}")
         if not findings:
-            floor = _floor(None if source.time is None else chosen.get(source.time))
+            floor = _floor(None if source.time is None else rules.get(source.time), rung)
             recipes.append(_recipe(policy, purpose, event, rung, reader, forms, floor))
     return Service(purpose, tuple(recipes))
 
@@ -274,8 +277,13 @@ def _layout(paths: list[str], ordered: list[str], prefix: str = "") -> Layout:
     return Layout(output, start, end, groups)
 
 
-def _floor(form: tuple[str, Any] | None) -> Callable[[int], int]:
+def _floor(rule: FieldRule | None, rung: Rung) -> Callable[[int], int]:
+    form = None if rule is None else form_in_force(rule, rung)
     if form is not None and form[0] == "keep":
         return lambda ms: ms
     precision = (FORMS[form[0]].precision if form is not None else 0) or _DAY
+    if form is None and rule is not None:
+        # A lower rung never tells more: where only higher ones tell the time, no finer than they do.
+        above = [told for higher in Rung if higher > rung and (told := form_in_force(rule, higher)) is not None]
+        precision = max([precision, *(FORMS[name].precision for name, _ in above)])
     return floor_to_month if precision > _DAY else lambda ms: ms // precision * precision

@@ -15,7 +15,8 @@ import re
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from decimal import ROUND_FLOOR, Decimal
+from fractions import Fraction
+from math import floor
 from typing import Any, NamedTuple
 from urllib.parse import quote_plus, unquote_plus
 
@@ -608,11 +609,7 @@ def round_to(value: Any, step: Any) -> Any:
     """Round to the nearest multiple of a step, halves up; to fifteen digits if the step is a fraction."""
     if not is_number(value):
         return None
-    exact, size = Decimal(str(value)), Decimal(str(step))
-    with_half = (exact / size + Decimal("0.5")) if not isinstance(value, int) or not isinstance(step, int) else None
-    if with_half is None:
-        return (2 * value + step) // (2 * step) * step
-    multiple = with_half.to_integral_value(rounding=ROUND_FLOOR) * size
+    multiple = floor(Fraction(value) / Fraction(step) + Fraction(1, 2)) * Fraction(step)
     return int(multiple) if isinstance(step, int) else float(f"{float(multiple):.15g}")
 
 

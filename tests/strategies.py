@@ -6,11 +6,10 @@ things in them.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta, timezone
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from hypothesis import strategies as st
 
@@ -24,6 +23,7 @@ from streams.policy import parse_policy
 from tests.model import Event, History, Prediction, predict, written
 
 SECRET = bytes(range(32))
+T = TypeVar("T")
 NOW = 1_780_000_000_000
 YEAR = 365 * 86_400_000
 
@@ -33,7 +33,11 @@ KINDS = ["viewed", "bought", "Просмотр"]
 PATHS = ["a", "b", "at", "e-mail", "naïve", "g.x", "g.y", "g.h.z", "item.id", "item.price", "seen.at", "id"]
 CATEGORIES = ["user.behavior", "user.behavior.purchase_history", "user.contact.email", "system.operations"]
 
-Draw = Callable[[st.SearchStrategy[Any]], Any]
+
+class Draw(Protocol):
+    """Draws one example of a strategy."""
+
+    def __call__(self, strategy: st.SearchStrategy[T], /) -> T: ...
 
 
 @st.composite
@@ -77,7 +81,7 @@ times = st.one_of(
 numbers = st.one_of(
     st.integers(-200, 200),
     st.integers(-100_000, 100_000).map(lambda cents: cents / 100),
-    st.sampled_from([(1 << 53) + 1, 1 << 63, 1 << 64, -(1 << 63) - 1, 10**300, 10**400, int("9" * 4300), 1e300, -0.0]),
+    st.sampled_from([(1 << 53) + 1, 1 << 63, 1 << 64, -(1 << 63) - 1, 10**300, 10**400, int("9" * 4300), 1e17, -0.0]),
 )
 addresses = st.one_of(
     st.ip_addresses().map(str),

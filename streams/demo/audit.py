@@ -23,14 +23,16 @@ from streams.consent import RUNGS, ConsentRecord, Rung
 from streams.demo.shop import Act, Line, Rungs
 from streams.errors import SettingsError
 from streams.kafka.lane import Receipt
-from streams.kafka.traffic import Place, Received
-from streams.outcome import QuarantineRecord
+from streams.kafka.traffic import Received
+from streams.outcome import Coordinates, QuarantineRecord
 from streams.plan import Plan, PurposePlan
 
 __all__ = ["Audit", "Change", "Sent", "value_at"]
 
 _REMEMBERED = 50_000
 """Raw events kept to explain outputs by: far more than are ever on their way."""
+
+_NOWHERE = Coordinates("", -1, -1)
 
 
 @dataclass(slots=True)
@@ -42,9 +44,10 @@ class Sent:
     """version of the newest consent that the broker had acknowledged"""
     in_force: int
     """version of the newest consent whose receipt was visible"""
-    place: Place | None = None
+    place: Coordinates = _NOWHERE
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """by purpose"""
+    quarantined: bool = False
 
 
 @dataclass(slots=True)
@@ -56,10 +59,10 @@ class Change:
     allowed: Rungs
     """what it allows for the purposes that it is about"""
     version: int
-    place: Place
+    place: Coordinates
     written: float
     """when it was acknowledged, in seconds"""
-    receipt: Place | None = None
+    receipt: Coordinates | None = None
     receipt_seen: float = 0.0
     events: int = 0
     """events of this person that were sent after the receipt was visible"""
@@ -88,7 +91,8 @@ class Audit:
         """by purpose, without what came again"""
         self.fields: dict[str, Counter[str]] = {path: Counter() for path in plan.policy.events["purchase"]}
         """of what was published: how often each field was kept, coarsened or removed"""
-        self.changes: list[Change] = []
+        self.changes: dict[str, Change] = {}
+        """by person: each has one at most"""
         self.watched: str | None = None
         """the person whose events are shown one by one"""
         self.again = self.stale = self.too_much = self.unexplained = 0
@@ -99,12 +103,13 @@ class Audit:
         self._allowed: dict[tuple[str, int], dict[str, Rung]] = {}
         self._acknowledged: dict[str, int] = {}
         self._in_force: dict[str, int] = {}
-        self._without_receipt: list[tuple[Place, str, int]] = []
-        self._receipts_seen: dict[int, tuple[int, Place, float]] = {}
+        self._without_receipt: list[tuple[Coordinates, str, int]] = []
+        self._receipts_seen: dict[int, tuple[int, Coordinates, float]] = {}
         """by partition: through which offset consents are in force, the receipt that says so, when it was seen"""
-        self._sent: OrderedDict[Place, Sent] = OrderedDict()
-        self._early: dict[Place, list[Received]] = {}
+        self._sent: OrderedDict[Coordinates, Sent] = OrderedDict()
+        self._early: dict[Coordinates, list[Received]] = {}
         self._recent: deque[Sent] = deque(maxlen=100)
+        self._shown: Sent | None = None
 
     @property
     def pending(self) -> int:
@@ -113,7 +118,7 @@ class Audit:
 
     def after_withdrawals(self) -> tuple[int, int]:
         """Return how many events came in after the receipts of withdrawals, and how many outputs for these purposes."""
-        withdrawals = [change for change in self.changes if change.is_withdrawal]
+        withdrawals = [change for change in self.changes.values() if change.is_withdrawal]
         return sum(change.events for change in withdrawals), sum(change.outputs for change in withdrawals)
 
     def outputs_by_topic(self) -> Counter[str]:
@@ -126,12 +131,12 @@ class Audit:
             purpose: RUNGS[grant.rung] for purpose, grant in record.purposes.items()
         }
 
-    def consented(self, record: ConsentRecord, place: Place, change: Change | None = None) -> None:
+    def consented(self, record: ConsentRecord, place: Coordinates, change: Change | None = None) -> None:
         """A consent was acknowledged: it counts for every event that is sent from here on."""
         self._acknowledged[record.subject] = record.version
         self._without_receipt.append((place, record.subject, record.version))
         if change is not None:
-            self.changes.append(change)
+            self.changes[change.person] = change
         self._settle()
 
     def sending(self, line: Line) -> Sent:
@@ -139,7 +144,7 @@ class Audit:
         person = line.person or ""
         return Sent(line, self._acknowledged.get(person, 0), self._in_force.get(person, 0))
 
-    def sent(self, sent: Sent, place: Place) -> None:
+    def sent(self, sent: Sent, place: Coordinates) -> None:
         """An event was acknowledged."""
         sent.place = place
         self.sent_count += 1
@@ -149,7 +154,7 @@ class Audit:
             self._sent.popitem(last=False)
         if sent.line.person == self.watched and not sent.line.broken:
             self._recent.append(sent)
-        for change in self._changes_of(sent):
+        if (change := self.changes.get(sent.line.person or "")) is not None:
             change.events += sent.in_force >= change.version
         # What came of it may have been read before its acknowledgement was.
         for received in self._early.pop(place, ()):
@@ -162,21 +167,23 @@ class Audit:
             self._receipts_seen[receipt.partition] = receipt.through, received.place, now
             return self._settle()
         if received.place.topic == self._quarantine:
-            where = msgspec.json.decode(received.value, type=QuarantineRecord).source
-            source = Place(where.topic, where.partition, where.offset)
+            source = msgspec.json.decode(received.value, type=QuarantineRecord).source
             if (sent := self._find(source, received)) is not None:
-                self.quarantined += 1
+                self.again += sent.quarantined
+                self.quarantined += not sent.quarantined
                 self.unexplained += not sent.line.broken
+                sent.quarantined = True
         else:
             self._output(received, self._purposes[received.place.topic])
         return []
 
     def handled(self, positions: Mapping[int, int]) -> Sent | None:
-        """Return the last event of the watched person below these committed offsets."""
+        """Return the last event of the watched person below these committed offsets; the one before until there is."""
         for sent in reversed(self._recent):
-            if sent.place is not None and sent.place.offset < positions.get(sent.place.partition, 0):
-                return sent if sent.line.person == self.watched else None
-        return None
+            if sent.line.person == self.watched and sent.place.offset < positions.get(sent.place.partition, 0):
+                self._shown = sent
+                break
+        return self._shown
 
     def _settle(self) -> list[Change]:
         """Find the consents that are in force by the receipts seen so far; return the changes among them."""
@@ -187,16 +194,15 @@ class Audit:
                 waiting.append((place, person, version))
                 continue
             self._in_force[person] = version
-            for change in self.changes:
-                if change.person == person and change.version == version:
-                    change.receipt, change.receipt_seen = receipt, max(seen, change.written)
-                    settled.append(change)
+            if (change := self.changes.get(person)) is not None and change.version == version:
+                change.receipt, change.receipt_seen = receipt, max(seen, change.written)
+                settled.append(change)
         self._without_receipt = waiting
         return settled
 
     def _output(self, received: Received, purpose: PurposePlan) -> None:
         try:
-            source = Place(*purpose.seal.open(received.headers["celosia-source"], self._raw_topics))
+            source = Coordinates(*purpose.seal.open(received.headers["celosia-source"], self._raw_topics))
         except (SettingsError, KeyError):
             self.unexplained += 1
             return
@@ -213,7 +219,7 @@ class Audit:
         self._judge(sent, purpose.name, document["_celosia"])
         self._compare(orjson.loads(sent.line.value), document)
 
-    def _find(self, source: Place, received: Received) -> Sent | None:
+    def _find(self, source: Coordinates, received: Received) -> Sent | None:
         sent = self._sent.get(source)
         if sent is None:
             self._early.setdefault(source, []).append(received)
@@ -224,13 +230,10 @@ class Audit:
         allowed = self._allowed.get((sent.line.person or "", version), {})
         self.stale += version < sent.acknowledged
         self.too_much += sent.line.broken or rung > allowed.get(purpose, Rung.NOTHING)
-        for change in self._changes_of(sent):
-            if purpose in change.allowed:
-                change.outputs += sent.in_force >= change.version
-                change.too_much += sent.acknowledged >= change.version and rung > RUNGS[change.allowed[purpose]]
-
-    def _changes_of(self, sent: Sent) -> list[Change]:
-        return [change for change in self.changes if change.person == sent.line.person]
+        change = self.changes.get(sent.line.person or "")
+        if change is not None and purpose in change.allowed:
+            change.outputs += sent.in_force >= change.version
+            change.too_much += sent.acknowledged >= change.version and rung > RUNGS[change.allowed[purpose]]
 
     def _compare(self, raw: dict[str, Any], document: dict[str, Any]) -> None:
         for path, counts in self.fields.items():

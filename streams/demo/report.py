@@ -98,7 +98,7 @@ def report(audit: Audit, counted: Totals, *, broker: str, exactly_once: bool, se
             for outcome in ("suppressed", "quarantined")
         },
         outputs=dict(audit.outputs),
-        changes=[_change(change) for change in audit.changes],
+        changes=[_change(change) for change in audit.changes.values()],
         checks=checks,
         ok=all(check.holds for check in checks),
     )
@@ -113,7 +113,7 @@ def _sums(audit: Audit, counted: Totals, drained: bool) -> Iterator[Check]:
     yield Check(
         "the topics hold what the worker has counted",
         read == own and audit.outputs_by_topic() == counted.outputs,
-        f"{audit.outputs.total()} outputs",
+        f"{audit.outputs.total()} outputs, {audit.again} more than once",
     )
     yield Check(
         "quarantined is what was broken on purpose", audit.quarantined == audit.broken, f"{audit.broken} broken"
@@ -124,13 +124,13 @@ def _promises(audit: Audit, exactly_once: bool) -> Iterator[Check]:
     unexplained = audit.unexplained + audit.pending
     yield Check("every output leads back to its event", unexplained == 0, f"{unexplained} do not")
     if exactly_once:
-        yield Check("nothing was published twice", audit.again == 0, f"{audit.again} twice")
+        yield Check("nothing was published twice", audit.again == 0, f"{audit.again}")
     found = f"{audit.stale} older, {audit.too_much} beyond"
     yield Check("every output is within the newest consent", audit.stale + audit.too_much == 0, found)
     events, after = audit.after_withdrawals()
     yield Check(
         f"events after receipt published for the withdrawn purpose: {after}",
-        after == 0 and all(change.too_much == 0 and change.receipt is not None for change in audit.changes),
+        after == 0 and all(change.too_much == 0 and change.receipt is not None for change in audit.changes.values()),
         f"of {events}",
     )
 

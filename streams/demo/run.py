@@ -29,8 +29,9 @@ from streams.kafka.client import ClientSettings
 from streams.kafka.member import Member, wall_clock
 from streams.kafka.port import PortError, describe
 from streams.kafka.topics import create_topics
-from streams.kafka.traffic import EventWriter, Place, TopicReader
+from streams.kafka.traffic import EventWriter, TopicReader
 from streams.keys import MasterKey
+from streams.outcome import Coordinates
 from streams.plan import Plan, compile_plan
 from streams.policy import load_policy
 
@@ -64,8 +65,8 @@ def run_demo(*, seconds: float | None = None, plain: bool = False, broker: str =
         CelosiaError: the broker did not start or does not answer, or the worker had to stop.
     """
     display = choose_display(plain)
-    if seconds is None and display.for_machines:
-        seconds = _SECONDS_FOR_MACHINES
+    if seconds is None:
+        seconds = _SECONDS_FOR_MACHINES if display.for_machines else math.inf
     policy = load_policy(schemas_folder() / "policies" / "retail.yaml")
     # A key that is gone when the demo ends: nobody will ever find the people behind its pseudonyms.
     plan = compile_plan(policy, MasterKey.random())
@@ -99,7 +100,7 @@ def _started(broker: str, display: Display) -> AbstractContextManager[Broker]:
 class _Demo:
     """One run: the worker and those around it, each a task of one event loop."""
 
-    def __init__(self, plan: Plan, broker: Broker, display: Display, seconds: float | None, rate: float) -> None:
+    def __init__(self, plan: Plan, broker: Broker, display: Display, seconds: float, rate: float) -> None:
         self._plan = plan
         self._broker = broker
         self._display = display
@@ -134,7 +135,7 @@ class _Demo:
                     await asyncio.sleep(_TICK)
                 self._begin("running")
                 self._say(f"the worker is ready: {len(self._worker.lanes)} lanes have passed their gates")
-                await shop.keep(self._rate, self._seconds or math.inf, self._closing)
+                await shop.keep(self._rate, self._seconds, self._closing)
                 seconds, self._stage = self._elapsed(), "closing"
                 drained = await self._drain(reader, working)
                 for task in watching:
@@ -266,6 +267,7 @@ class Shopkeeper:
     async def _change_minds(self, tills: Tills, pause: float) -> None:
         """Let somebody at the tills change what they allow, every now and then; watch them from a little before."""
         ahead = min(1.0, pause / 3)
+        self._audit.watched = self._people.ready_for(Act.WITHDRAW, tills.left())
         for act in itertools.cycle(Act):
             await asyncio.sleep(pause - ahead)
             while (person := self._people.ready_for(act, tills.left())) is None:  # noqa: ASYNC110 - nobody tells
@@ -276,7 +278,7 @@ class Shopkeeper:
             place = await self._write(record, act, allowed)
             self._say(f"{person} {act}: {', '.join(allowed)}: acknowledged at {place}")
 
-    async def _write(self, record: ConsentRecord, act: Act | None = None, allowed: Rungs | None = None) -> Place:
+    async def _write(self, record: ConsentRecord, act: Act | None = None, allowed: Rungs | None = None) -> Coordinates:
         """Write a consent. It counts for all that is sent after its acknowledgement."""
         self._audit.consenting(record)
         subject, value = record.subject.encode(), msgspec.json.encode(record)

@@ -4,6 +4,7 @@ Rules of this file: it draws what it is given and knows nothing of brokers; the 
 control codes; the screen fits 80 x 24 and tells more where there is more room.
 """
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ class Moment(NamedTuple):
     """Everything that can be shown at one moment."""
 
     elapsed: float
-    seconds: float | None
+    seconds: float
     stage: str
     rates: tuple[float, float]
     """events in and outputs out per second"""
@@ -219,13 +220,13 @@ class Screen:
         upper, whole = Layout(size=room + 1), Layout()
         upper.split_row(
             Layout(Padding(_flow(moment, room, half - 1), (0, 1, 0, 0)), size=half),
-            Layout(_changes(moment.audit.changes, room)),
+            Layout(_changes(list(moment.audit.changes.values()), room)),
         )
         whole.split_column(Layout(self._head(moment), size=above), upper, Layout(_person(moment), size=below))
         return whole
 
     def _head(self, moment: Moment) -> RenderableType:
-        of = "" if moment.seconds is None else f" of {moment.seconds:.0f}"
+        of = f" of {moment.seconds:.0f}" if math.isfinite(moment.seconds) else ""
         grid = Table.grid(expand=True)
         grid.add_column(no_wrap=True)
         grid.add_column(justify="right", no_wrap=True)
@@ -295,14 +296,15 @@ def _person(moment: Moment) -> RenderableType:
         table.add_column(_short(purpose), ratio=3, no_wrap=True, overflow="ellipsis")
     table.add_column("all events", ratio=2, no_wrap=True)
     rungs = [Text(outputs[name]["_celosia"]["rung"] if name in outputs else "nothing", "italic") for name in purposes]
-    legend = Text.assemble(*((f"{block} {what} ", style) for what, (block, style) in _SHARES.items()))
-    table.add_row("", "", *rungs, legend)
+    table.add_row("", "", *rungs, "")
     for path, counts in moment.audit.fields.items():
         before = value_at(raw, path)
         cells = [_cell(before, moment.audit.published_value(outputs.get(name), path)) for name in purposes]
         table.add_row(path.removeprefix("item."), _text(before), *cells, _Shares(counts))
     who = "nobody yet" if sent is None else f"customer {sent.line.person}"
-    return Group(Rule(f"one purchase of {who}, before and after", align="left", style="dim"), table)
+    legend = Text.assemble(*((f" {block} {what}", style) for what, (block, style) in _SHARES.items()))
+    title = Text.assemble(f"one purchase of {who}, before and after:", legend)
+    return Group(Rule(title, align="left", style="dim"), table)
 
 
 def _text(value: Any) -> Text:

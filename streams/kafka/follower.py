@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 
 from streams.consent import Consents
-from streams.kafka.port import ConsentPort, OffsetsGone, PortError, describe
+from streams.kafka.port import ConsentPort, OffsetsGone, PortError, Unreadable, describe
 
 __all__ = ["Follower"]
 
@@ -40,6 +40,10 @@ class Follower:
                 try:
                     await self._step()
                     pause = 0.05
+                except Unreadable:
+                    # Whose consent is in it cannot be told: nobody passes the gate until the topic is repaired.
+                    log.error("consents[%d]: records cannot be read: everyone waits", self.partition)
+                    await asyncio.sleep(5.0)
                 except OffsetsGone:
                     log.error("consents[%d]: the position is gone: rebuilding, all denied", self.partition)
                     self.rebuild()

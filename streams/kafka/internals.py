@@ -2,11 +2,13 @@
 
 - A lost answer to EndTxn is retried by the library, and the late first request may end the *next* transaction
   (KAFKA-17754): here a lost answer is fatal to the producer.
-- The consumer builds a `ConsumerRecord` of eleven fields for each record: here the raw record is handed on.
+- The consumer builds a `ConsumerRecord` of eleven fields for each record: here the raw record is handed on. And where a
+  batch is broken it loses the records before it: here they are handed on first.
 """
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -14,6 +16,8 @@ from aiokafka import errors as kafka_errors
 from aiokafka.client import CoordinationType
 from aiokafka.consumer.fetcher import FetchResult
 from aiokafka.producer.sender import EndTxnHandler, Sender
+
+from streams.kafka.port import Unreadable
 
 __all__ = ["OneCommitProducer", "hand_on_raw_records"]
 
@@ -27,12 +31,53 @@ class _RawRecords(OrderedDict[TopicPartition, Any]):
 
     def __setitem__(self, tp: TopicPartition, result: Any) -> None:
         if isinstance(result, FetchResult):
-            result._partition_records._consumer_record = _as_it_is
+            fetched = result._partition_records
+            fetched._consumer_record = _as_it_is
+            fetched._records = _LastBatch(fetched._records)
+            fetched._records_iterator = _readable(tp, fetched, fetched._unpack_records())
         super().__setitem__(tp, result)
 
 
 def _as_it_is(_tp: TopicPartition, record: Any) -> Any:
     return record
+
+
+class _LastBatch:
+    """The library's record batches, one after the other, and the one that is being read."""
+
+    def __init__(self, batches: Any) -> None:
+        self._batches = batches
+        self.current: Any = None
+
+    def has_next(self) -> bool:
+        return bool(self._batches.has_next())
+
+    def next_batch(self) -> Any:
+        self.current = self._batches.next_batch()
+        return self.current
+
+
+def _readable(tp: TopicPartition, fetched: Any, records: Iterator[Any]) -> Iterator[Any]:
+    """Hand on the records before a broken batch; say that it is broken when it comes first.
+
+    The library would raise at once, and the records before it, already taken out of its buffer, would be lost.
+    """
+    some = False
+    try:
+        for record in records:
+            some = True
+            yield record
+    except Exception as error:
+        if some:
+            return
+        batch = fetched._records.current
+        # What a broken batch says of its own length is believed as far as it could be true.
+        after = batch.next_offset if batch is not None else 0
+        first = fetched.next_fetch_offset
+        raise Unreadable(tp.topic, first, after if first < after <= first + _LONGEST else first + 1) from error
+
+
+_LONGEST = 1_000_000
 
 
 def hand_on_raw_records(consumer: AIOKafkaConsumer) -> None:

@@ -28,7 +28,7 @@ import msgspec
 from streams.consent import Consents
 from streams.event import Reason
 from streams.kafka.follower import Follower
-from streams.kafka.port import Batch, Fenced, LanePort, OffsetsGone, PortError, Sends, describe
+from streams.kafka.port import Batch, Fenced, LanePort, OffsetsGone, PortError, Sends, Unreadable, describe
 from streams.outcome import Coordinates, Output, QuarantineRecord, quarantined
 from streams.plan import Plan
 
@@ -145,6 +145,7 @@ class Lane:
         self._watch = watch
         self._stopping = asyncio.Event()
         self._progress = False
+        self._broken: dict[str, int] = {}
         self._through = -1
 
     def stop(self) -> None:
@@ -211,7 +212,7 @@ class Lane:
                     try:
                         batches = done.result()
                     except OffsetsGone as gone:
-                        await self._skip_what_is_gone(gone)
+                        await self._skip(gone)
                         continue
                     if batches:
                         await self._handle(batches)
@@ -309,16 +310,23 @@ class Lane:
         receipt = Receipt(policy.topic("consents"), self.partition, through, self._plan.name)
         return Output(policy.topic("receipts"), b"%d" % self.partition, _encode(receipt), [], None)
 
-    async def _skip_what_is_gone(self, gone: OffsetsGone) -> None:
-        """Go on where the broker's records begin, and leave a record of what nobody can read any more."""
-        first = await self._within(self._port.first_offset(gone.topic))
-        log.error("lane %s: %s has lost offsets %d to %d", self.name, gone.topic, gone.position, first)
+    async def _skip(self, gone: OffsetsGone) -> None:
+        """Go on behind what nobody can read, and leave a record of it."""
+        if isinstance(gone, Unreadable):
+            if self._broken.get(gone.topic) != gone.position:
+                # It may have been broken on its way: fetch it once more before it is given up.
+                self._broken[gone.topic] = gone.position
+                raise gone
+            reason, on = Reason.UNREADABLE, gone.after
+        else:
+            reason, on = Reason.OUT_OF_RANGE, await self._within(self._port.first_offset(gone.topic))
+        log.error("lane %s: %s: %s from offset %d to %d", self.name, gone.topic, reason, gone.position, on)
         topic = self._plan.policy.topic("quarantine")
         where = Coordinates(gone.topic, self.partition, gone.position)
-        record = QuarantineRecord(where, Reason.OUT_OF_RANGE.value, self._plan.name, "absent", 0, to_offset=first)
-        outcome = quarantined(topic, record, Reason.OUT_OF_RANGE)
-        await self._commit(Work({(topic, self.partition): list(outcome.outputs)}, {}), {gone.topic: first})
-        await self._within(self._port.seek({gone.topic: first}))
+        record = QuarantineRecord(where, reason.value, self._plan.name, "absent", 0, to_offset=on)
+        outcome = quarantined(topic, record, reason)
+        await self._commit(Work({(topic, self.partition): list(outcome.outputs)}, {}), {gone.topic: on})
+        await self._within(self._port.seek({gone.topic: on}))
 
     async def _within(self, step: Awaitable[T]) -> T:
         """Bound one step. Its result is unknown after a time-out, so that is a failure like any other."""

@@ -16,7 +16,7 @@ def partition_of(key: bytes, partitions: int) -> int:
     """Return the partition that a key belongs on.
 
     >>> partition_of(b"17850", 4)
-    1
+    3
     """
     return int((murmur2(key) & 0x7FFFFFFF) % partitions)
 

@@ -21,6 +21,7 @@ __all__ = [
     "OffsetsGone",
     "PortError",
     "Sends",
+    "Unreadable",
     "describe",
 ]
 
@@ -40,6 +41,14 @@ class OffsetsGone(PortError):
         self.topic = topic
         self.position = position
         super().__init__(f"{topic}: offset {position} is not there any more")
+
+
+class Unreadable(OffsetsGone):
+    """The batch of records at the position cannot be read: checksum, magic or compression. `after` is behind it."""
+
+    def __init__(self, topic: str, position: int, after: int) -> None:
+        super().__init__(topic, position)
+        self.after = after
 
 
 class Batch(NamedTuple):
@@ -101,7 +110,8 @@ class LanePort(Protocol):
         """Wait for records, read_committed, but not for ever: an empty list means that there were none.
 
         Raises:
-            OffsetsGone: see there.
+            OffsetsGone: the position is not there any more.
+            Unreadable: what is there cannot be read.
         """
 
     def lag(self) -> dict[str, int]:

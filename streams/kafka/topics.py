@@ -108,9 +108,7 @@ def _config_faults(topic: Wanted, state: TopicState, config: Mapping[str, str], 
         retention = int(config.get("retention.ms", topic.lifetime))
         if retention < 0 or retention > topic.lifetime:
             came_in_words = "unlimited" if retention < 0 else f"{retention} ms"
-            faults.append(
-                f"retention.ms is {came_in_words}, wanted at most {topic.lifetime}: its events expire then"
-            )
+            faults.append(f"retention.ms is {came_in_words}, wanted at most {topic.lifetime}: its events expire then")
     replicas = int(config.get("min.insync.replicas", "1"))
     if durable and state.replication > 1 and replicas < 2:
         faults.append(

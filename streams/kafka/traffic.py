@@ -17,25 +17,15 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from streams.kafka.client import ClientSettings, translated
 from streams.kafka.partitioner import partition_of
+from streams.outcome import Coordinates
 
-__all__ = ["EventWriter", "Place", "Received", "TopicReader"]
-
-
-class Place(NamedTuple):
-    """Where a record lies."""
-
-    topic: str
-    partition: int
-    offset: int
-
-    def __str__(self) -> str:
-        return f"{self.topic}[{self.partition}]@{self.offset}"
+__all__ = ["EventWriter", "Received", "TopicReader"]
 
 
 class Received(NamedTuple):
     """A record as its reader gets it."""
 
-    place: Place
+    place: Coordinates
     key: bytes | None
     value: bytes
     headers: dict[str, bytes]
@@ -66,7 +56,7 @@ class EventWriter:
     ) -> None:
         await self._producer.stop()
 
-    async def write(self, topic: str, key: bytes | None, value: bytes, timestamp: int) -> Awaitable[Place]:
+    async def write(self, topic: str, key: bytes | None, value: bytes, timestamp: int) -> Awaitable[Coordinates]:
         """Hand a record over; awaiting what is returned waits for its acknowledgement, and says where it lies.
 
         Records of one key keep the order in which they were handed over.
@@ -79,10 +69,10 @@ class EventWriter:
         return _acknowledged(written)
 
 
-async def _acknowledged(written: Awaitable[Any]) -> Place:
+async def _acknowledged(written: Awaitable[Any]) -> Coordinates:
     async with translated():
         answer = await written
-    return Place(answer.topic, answer.partition, answer.offset)
+    return Coordinates(answer.topic, answer.partition, answer.offset)
 
 
 class TopicReader:
@@ -127,7 +117,7 @@ class TopicReader:
         async with translated():
             records = await self._reader.getmany(timeout_ms=200)
         return [
-            Received(Place(tp.topic, tp.partition, record.offset), record.key, record.value, dict(record.headers))
+            Received(Coordinates(tp.topic, tp.partition, record.offset), record.key, record.value, dict(record.headers))
             for tp, batch in records.items()
             for record in batch
         ]

@@ -3,8 +3,7 @@
 import gzip
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,13 +61,10 @@ def event(document: dict[str, Any], timestamp: int = 0, partition: int = -1) -> 
     return ToSend(key, json.dumps(document).encode(), timestamp=timestamp, partition=partition)
 
 
-def consent(subject: str, version: int, since: int = LONG_AGO, until: int | None = None, **rungs: str) -> ToSend:
-    """A consent record. The names of purposes are written with `_` for the dot."""
-    grants: dict[str, dict[str, str]] = {}
-    for purpose, rung in rungs.items():
-        grants[purpose.replace("_", ".")] = {"rung": rung, "since": iso(since)}
-        if until is not None:
-            grants[purpose.replace("_", ".")]["until"] = iso(until)
+def consent(subject: str, version: int, rungs: Mapping[str, str] | None = None, *, until: int | None = None) -> ToSend:
+    """A consent record: the rung that is allowed for each purpose, since long ago."""
+    ends = {} if until is None else {"until": iso(until)}
+    grants = {purpose: {"rung": rung, "since": iso(LONG_AGO), **ends} for purpose, rung in (rungs or {}).items()}
     value = {"subject": subject, "version": version, "purposes": grants}
     return ToSend(subject.encode(), json.dumps(value).encode())
 
@@ -81,7 +77,7 @@ def customers() -> list[str]:
 def expected(
     plan: Plan, raw: Sequence[Record], consents: Iterable[Record], partitions: int, now: int
 ) -> dict[tuple[int, int], Outcome]:
-    """What `streams.pipeline.process` makes of each raw record, by partition and offset, once all consents are known."""
+    """What `streams.pipeline.process` makes of each raw record, by partition and offset, with all consents known."""
     known = {number: Consents(owner_of(number, partitions)) for number in range(partitions)}
     for record in consents:
         known[record.partition].apply(record.key, record.value)
@@ -98,8 +94,3 @@ def raw_event(record: Record) -> RawEvent:
     """A record that librdkafka read, as the core takes it."""
     timestamp = -1 if record.timestamp is None else record.timestamp
     return RawEvent(record.offset, timestamp, record.key, record.value, record.headers)
-
-
-def utc(ms: int) -> datetime:
-    """A time in milliseconds as a datetime."""
-    return datetime.fromtimestamp(ms / 1000, UTC)

@@ -20,9 +20,9 @@ from confluent_kafka import Message, Producer
 from streams.consent import Consents
 from streams.outcome import Kind, Output
 from streams.pipeline import Place, process
-from tests.kafka.brokers import SECONDS, Broker, Record, wait_until
+from tests.kafka.brokers import SECONDS, Broker, Record
 from tests.kafka.retail import ORDERS, RECOMMENDATIONS, consent, now_ms, purchases, raw_event, retail_policy
-from tests.kafka.worker import PARTITIONS, Deployment, Worker, deployed
+from tests.kafka.worker import Deployment, Worker, deployed
 
 SESSION = 6.0
 """Seconds: the least that Kafka allows by default."""
@@ -60,8 +60,8 @@ class Traffic:
 
     def change_consent(self, who: str) -> None:
         """One more version for this person: recommendations always, the other purpose every other time or so."""
-        rungs = {"personalization_recommendations": "pseudonymous"}
-        rungs["service_orders"] = self._chance.choice(["pseudonymous", "nothing", "identified"])
+        rungs = {RECOMMENDATIONS: "pseudonymous"}
+        rungs[ORDERS] = self._chance.choice(["pseudonymous", "nothing", "identified"])
         self.versions[who].append(rungs)
         version = len(self.versions[who])
 
@@ -70,7 +70,7 @@ class Traffic:
                 self.errors.append(error)
             self.acknowledged[who] = max(self.acknowledged[who], version)
 
-        record = consent(who, version, **rungs)
+        record = consent(who, version, rungs)
         self._producer.produce(self.shop.consents, key=record.key, value=record.value, on_delivery=written)
 
     def send_event(self, number: int) -> None:
@@ -148,7 +148,7 @@ class Faults:
                 else:
                     assert self._worker.terminate() == 0
                 self._worker = self._start()
-        except BaseException as error:  # noqa: BLE001 - raised by `end`
+        except BaseException as error:
             self.failure = error
 
 
@@ -191,7 +191,9 @@ def test_nothing_is_lost_or_doubled_while_workers_are_hurt(
         except BaseException as error:
             error.add_note(f"CELOSIA_SEED={seed}\n" + "\n".join(fault for some in faults for fault in some.done))
             raise
-        print(f"seed {seed}, {events} events, faults:", *sorted(done, key=lambda line: float(line.split()[0])), sep="\n")
+        print(
+            f"seed {seed}, {events} events, faults:", *sorted(done, key=lambda line: float(line.split()[0])), sep="\n"
+        )
 
 
 def check(shop: Deployment, traffic: Traffic) -> None:
@@ -209,9 +211,11 @@ def check(shop: Deployment, traffic: Traffic) -> None:
         # T1: never an older consent than the newest that was acknowledged before the event was sent.
         assert least <= version <= len(traffic.versions[who]), f"{place}: stale, {version} after {least}"
         consents = Consents()
-        grant = consent(who, version, **traffic.versions[who][version - 1])
+        grant = consent(who, version, traffic.versions[who][version - 1])
         consents.apply(grant.key, grant.value)
-        outcome = process(raw_event(record), Place(shop.plan.sources[0], record.partition), consents, shop.plan, now_ms())
+        outcome = process(
+            raw_event(record), Place(shop.plan.sources[0], record.partition), consents, shop.plan, now_ms()
+        )
         wanted: dict[str, Output] = {output.topic: output for output in outcome.outputs}
         if outcome.kind is Kind.QUARANTINED:
             poison += 1

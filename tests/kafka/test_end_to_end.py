@@ -19,8 +19,9 @@ from confluent_kafka.cimpl import NewPartitions
 from streams.embedded import ApacheKafka
 from streams.kafka.lane import Receipt
 from streams.outcome import Kind
-from tests.kafka.brokers import Broker, Record, create_topics, delete_topics, end_offsets, produce, wait_until
+from tests.kafka.brokers import Broker, delete_topics, end_offsets, produce, wait_until
 from tests.kafka.retail import (
+    ASSORTMENT,
     ORDERS,
     RECOMMENDATIONS,
     consent,
@@ -41,9 +42,9 @@ def give_consents(deployment: Deployment) -> None:
     records = []
     for number, customer in enumerate(customers()):
         if number % 3 == 0:
-            records.append(consent(customer, 1, personalization_recommendations="pseudonymous"))
+            records.append(consent(customer, 1, {RECOMMENDATIONS: "pseudonymous"}))
         elif number % 3 == 1:
-            records.append(consent(customer, 4, shop_assortment="anonymous", service_orders="identified"))
+            records.append(consent(customer, 4, {ASSORTMENT: "anonymous", ORDERS: "identified"}))
         elif number % 6 == 2:
             records.append(consent(customer, 2))
     produce(deployment.bootstrap, deployment.consents, records)
@@ -140,8 +141,7 @@ def test_receipts_say_how_far_consents_are_in_force(shop: Deployment) -> None:
         return by_partition
 
     def through(ends: dict[int, int]) -> bool:
-        last = {number: some[-1].through for number, some in receipts().items()}
-        return last == {number: end for number, end in ends.items()}
+        return {number: some[-1].through for number, some in receipts().items()} == ends
 
     wait_until(lambda: through(ends), f"receipts through {ends}")
     # An idle lane gives a receipt for one withdrawal at once; the others have nothing to say.
@@ -266,7 +266,14 @@ def test_filter_writes_the_bytes_that_the_worker_publishes(shop: Deployment, tmp
     values = [record.value or b"" for record in raw]
     (tmp_path / "events.ndjson").write_bytes(b"".join(value + b"\n" for value in values))
     (tmp_path / "consents.ndjson").write_bytes(b"".join((r.value or b"") + b"\n" for r in shop.read(shop.consents)))
-    arguments = ["--policy", shop.policy_file, "--consents", tmp_path / "consents.ndjson", "--out", tmp_path / "out"]
+    arguments: list[str | Path] = [
+        "--policy",
+        shop.policy_file,
+        "--consents",
+        tmp_path / "consents.ndjson",
+        "--out",
+        tmp_path / "out",
+    ]
     done = celosia("filter", *arguments, "--events", tmp_path / "events.ndjson", "--key-file", shop.key_file)
     assert done.returncode == 0, done.stderr
     for topic in shop.outputs:
@@ -323,30 +330,13 @@ def spoil(shop: Deployment, topic: str, fault: str) -> None:
             future.result(30)
         wait_until(lambda: len(admin.list_topics(topic, 10).topics[topic].partitions) > PARTITIONS, "there are more")
     else:
-        set_config(shop.bootstrap, topic, fault)
-
-
-def set_config(bootstrap: str, topic: str, setting: str) -> None:
-    """Change one setting of a topic, `name=value`, and wait until the broker says so."""
-    from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
-
-    name, _, value = setting.partition("=")
-    admin = AdminClient({"bootstrap.servers": bootstrap})
-    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-    for future in admin.incremental_alter_configs([ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])]).values():
-        future.result(30)
-
-    def changed() -> bool:
-        [answer] = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)]).values()
-        return bool(answer.result(30)[name].value == value)
-
-    wait_until(changed, f"{topic}: {setting}")
+        shop.set_config(topic, fault)
 
 
 def test_one_replica_in_sync_is_too_few_on_a_cluster(cluster: ApacheKafka, topic_prefix: str, tmp_path: Path) -> None:
     with deployed(cluster.bootstrap, topic_prefix, retail_policy(topic_prefix), tmp_path, replication=3) as shop:
         assert faults(shop) == []
-        set_config(shop.bootstrap, shop.consents, "min.insync.replicas=1")
+        shop.set_config(shop.consents, "min.insync.replicas=1")
         [line] = faults(shop)
         assert f"`{shop.consents}`" in line
         assert "min.insync.replicas is 1 with replication 3, wanted 2" in line

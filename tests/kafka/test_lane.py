@@ -9,7 +9,7 @@ import pytest
 from streams.kafka.agents import minimize
 from streams.kafka.follower import Follower
 from streams.kafka.lane import Lane, LaneSettings, LaneState, Work
-from streams.kafka.port import PortError
+from streams.kafka.port import PortError, Unreadable
 from streams.keys import MasterKey
 from streams.plan import Plan, compile_plan
 from streams.policy import parse_policy
@@ -399,3 +399,39 @@ async def test_a_commit_whose_answer_is_lost_is_not_repeated(bench: Bench) -> No
     await bench.all_handled()
     await bench.until(lambda: lane.ready)
     assert bench.outputs() == [0, 1]
+
+
+async def test_a_broken_batch_is_tried_twice_then_recorded_and_passed_over(bench: Bench) -> None:
+    bench.consent("ana", 1)
+    lane = bench.start()
+    await bench.until(lambda: lane.ready)
+    tries = 0
+
+    async def broken(name: str, _partition: int) -> None:
+        nonlocal tries
+        if name == "read_batch" and bench.ports[0]._positions["raw"] < 2 <= bench.broker.log("raw", 0).end:
+            tries += 1
+            raise Unreadable("raw", bench.ports[0]._positions["raw"], 2)
+
+    bench.broker.hook = broken
+    for n in range(4):
+        bench.event("ana", n)
+    await bench.all_handled()
+    assert tries == 2
+    assert bench.outputs() == [2, 3]
+    [record] = [json.loads(entry.value or b"") for entry in bench.broker.read("lane.quarantine", 0)]
+    assert (record["reason"], record["source"]["offset"], record["to_offset"]) == ("unreadable", 0, 2)
+
+
+async def test_a_broken_consent_batch_lets_nobody_through(bench: Bench) -> None:
+    bench.consent("ana", 1)
+
+    async def broken(name: str, _partition: int) -> None:
+        if name == "read_consents":
+            raise Unreadable("lane.consents", 0, 1)
+
+    bench.broker.hook = broken
+    bench.event("ana", 0)
+    lane = bench.start(patience=0.01)
+    await bench.until(lambda: lane.state is LaneState.PARKED)
+    assert bench.outputs() == []

@@ -22,7 +22,7 @@ from confluent_kafka.cimpl import NewTopic
 from streams.embedded import ApacheKafka
 from streams.kafka.lane import Receipt
 from tests.kafka.brokers import SECONDS, Broker, ToSend, produce
-from tests.kafka.retail import consent, event, now_ms, purchases, retail_policy
+from tests.kafka.retail import RECOMMENDATIONS, consent, event, now_ms, purchases, retail_policy
 from tests.kafka.worker import DRAINED, PARTITIONS, Deployment, deployed
 
 TRIALS = int(os.environ.get("CELOSIA_TRIALS", "120"))
@@ -72,13 +72,17 @@ def load(shop: Deployment, per_second: int, people: list[str]) -> Iterator[None]
     stop = threading.Event()
     failures: list[object] = []
 
+    def delivered(error: object, _: Message) -> None:
+        if error is not None:
+            failures.append(error)
+
     def send() -> None:
         # In batches, and no more than the broker takes: a queue here would be no load there.
         producer, chance = client(shop.bootstrap, linger=5), random.Random(3)
         while not stop.wait(0.01):
             for _ in range(per_second // 100 if len(producer) < per_second else 0):
                 key, value, *_ = bought(chance.choice(people))
-                producer.produce(shop.raw, key=key, value=value, on_delivery=lambda e, _: e and failures.append(e))
+                producer.produce(shop.raw, key=key, value=value, on_delivery=delivered)
             producer.poll(0)
         failures.extend(["unacknowledged"] * producer.flush(SECONDS))
 
@@ -120,7 +124,7 @@ def ends_of(places: Iterable[tuple[int, int]]) -> dict[int, int]:
 def published_after_withdrawal(shop: Deployment, trials: int, pace: float, seed: int = 1) -> int:
     """Run the trials; return how many events were published though their person had withdrawn before."""
     people = [f"person-{seed}-{number}" for number in range(trials)]
-    grants = [consent(who, 1, personalization_recommendations="pseudonymous") for who in [*people, "somebody"]]
+    grants = [consent(who, 1, {RECOMMENDATIONS: "pseudonymous"}) for who in [*people, "somebody"]]
     produce(shop.bootstrap, shop.consents, grants)
     shop.wait_in_force()
     before = send_one_each(shop, people)
@@ -134,12 +138,12 @@ def published_after_withdrawal(shop: Deployment, trials: int, pace: float, seed:
     def sent(error: object, message: Message) -> None:
         if error is not None:
             errors.append(error)
-        after[message.partition() or 0, message.offset() or 0] = bytes(message.key() or b"")  # type: ignore[arg-type]
+        after[message.partition() or 0, message.offset() or 0] = bytes(message.key() or b"")
 
     def acknowledged(error: object, message: Message) -> None:
         if error is not None:
             errors.append(error)
-        key, value, *_ = bought(bytes(message.key() or b"").decode())  # type: ignore[arg-type]
+        key, value, *_ = bought(bytes(message.key() or b"").decode())
         events.produce(shop.raw, key=key, value=value, on_delivery=sent)
         events.poll(0)
 
@@ -259,7 +263,7 @@ def test_nothing_of_an_older_consent_follows_a_receipt(shop: Deployment) -> None
     shop.start()
     shop.wait_ready()
     people = [f"person-{number}" for number in range(60)]
-    grants = [consent(who, 1, personalization_recommendations="pseudonymous") for who in people]
+    grants = [consent(who, 1, {RECOMMENDATIONS: "pseudonymous"}) for who in people]
     produce(shop.bootstrap, shop.consents, grants)
     shop.wait_in_force()
     send_one_each(shop, people)
@@ -287,7 +291,7 @@ def test_nothing_of_an_older_consent_follows_a_receipt(shop: Deployment) -> None
 
     def acknowledged(error: object, message: Message) -> None:
         assert error is None
-        withdrawn[message.partition() or 0, message.offset() or 0] = bytes(message.key() or b"").decode()  # type: ignore[arg-type]
+        withdrawn[message.partition() or 0, message.offset() or 0] = bytes(message.key() or b"").decode()
 
     try:
         watch.assign([TopicPartition(shop.receipts, number, OFFSET_END) for number in range(PARTITIONS)])
@@ -311,12 +315,11 @@ def test_nothing_of_an_older_consent_follows_a_receipt(shop: Deployment) -> None
 
     raw = {(record.partition, record.offset): record for record in shop.read(shop.raw)}
     late, before = [], dict.fromkeys(people, 0)
-    for record in shop.read(output):
-        source = raw[shop.source_of(record)]
-        who = (source.key or b"").decode()
+    for out in shop.read(output):
+        who = (raw[shop.source_of(out)].key or b"").decode()
         before[who] += 1
-        if record.offset >= visible[who][1]:
-            late.append((who, record.partition, record.offset))
+        if out.offset >= visible[who][1]:
+            late.append((who, out.partition, out.offset))
     assert late == []
     assert min(before.values()) > 0, "everyone was published before"
     still = {(record.key or b"").decode() for record in raw.values() if (record.timestamp or 0) > ended}

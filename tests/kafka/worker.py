@@ -23,6 +23,8 @@ import msgspec
 import yaml
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
+from confluent_kafka.admin._resource import ResourceType
 from prometheus_client.parser import text_string_to_metric_families
 
 from streams.embedded import _Process
@@ -291,6 +293,21 @@ class Deployment:
         """The newest receipt of each partition."""
         records = self.read(self.receipts)
         return {record.partition: msgspec.json.decode(record.value or b"", type=Receipt) for record in records}
+
+    def set_config(self, topic: str, setting: str) -> None:
+        """Change one setting of a topic, `name=value`, and wait until the broker says so."""
+        name, _, value = setting.partition("=")
+        entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+        [future] = self._admin.incremental_alter_configs(
+            [ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])]
+        ).values()
+        future.result(SECONDS)
+
+        def changed() -> bool:
+            [answer] = self._admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)]).values()
+            return bool(answer.result(SECONDS)[name].value == value)
+
+        wait_until(changed, f"{topic}: {setting}")
 
     def read(self, topic: str) -> list[Record]:
         """All committed records of a topic."""

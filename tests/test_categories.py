@@ -1,0 +1,1 @@
+"""The red lines, one by one, and the vocabulary they are written in."""

@@ -1,0 +1,1 @@
+"""Consent: what is read, what denies, how records fold, and rule 1."""

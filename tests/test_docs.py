@@ -1,0 +1,1 @@
+"""The examples in the docstrings of streams/ run and show what they say."""

@@ -1,0 +1,1 @@
+"""Metrics: one list, complete, without labels that could be a person."""

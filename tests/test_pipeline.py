@@ -1,0 +1,1 @@
+"""process(): one record in, one outcome out."""

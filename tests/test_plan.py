@@ -1,0 +1,1 @@
+"""Plans: which form of which field holds at which rung."""

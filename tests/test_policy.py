@@ -1,0 +1,1 @@
+"""Policies: every finding, with its line and its exact words."""

@@ -1,0 +1,1 @@
+"""Settings: read from the environment, refused when they make no sense."""

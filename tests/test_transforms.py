@@ -1,0 +1,1 @@
+"""Forms: their examples run, and what each promises holds for any value."""
