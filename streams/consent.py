@@ -33,8 +33,8 @@ __all__ = [
     "stricter",
 ]
 
-FOREVER = 1 << 62
-"""A time in milliseconds that never comes: the `until` of a grant that has none."""
+FOREVER = 1 << 63
+"""A time in milliseconds that never comes, not even in Kafka: the `until` of a grant that has none."""
 
 
 class Rung(IntEnum):

@@ -20,7 +20,7 @@ from streams.consent import RUNGS, Consents, Refusal, Rung
 from streams.decision import decide
 from streams.event import RawEvent, Reason, Rejected
 from streams.outcome import Outcome
-from streams.pipeline import Place, latest_at, process, recorded_at
+from streams.pipeline import Place, moments, process
 from streams.plan import Plan, PurposePlan, Recipe, Service, form_in_force
 from streams.policy import FieldRule
 from streams.sources import Envelope
@@ -123,7 +123,7 @@ def explain(plan: Plan, place: Place, event: RawEvent, consents: Consents, now: 
     if named is None:
         return Explanation(None, outcome, (), unnamed)
     services = {service.purpose.name: service for service in place.source.services[named]}
-    recorded, latest = recorded_at(event, envelope, now), latest_at(event, envelope, now)
+    recorded, latest = moments(event.timestamp, envelope.time, now)
     bodies = {output.topic: msgspec.json.decode(output.value) for output in outcome.outputs}
     purposes = []
     for name, purpose in plan.purposes.items():

@@ -7,6 +7,7 @@
 worker, `celosia filter` and the tests all call it, and get the same bytes.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,11 +17,11 @@ from streams.decision import decide
 from streams.event import Reason, Record, Rejected
 from streams.minimized import minimize
 from streams.outcome import Coordinates, Kind, Outcome, Output, QuarantineRecord, quarantined, shape_of, suppressed
-from streams.plan import MAX_OUTPUT_BYTES, Plan, PurposePlan, Recipe, SourcePlan
+from streams.plan import MAX_OUTPUT_BYTES, Plan, PurposePlan, Recipe, Service, SourcePlan
 from streams.sources import Envelope
 from streams.transforms import ABSENT
 
-__all__ = ["Place", "latest_at", "process", "quarantine", "recorded_at"]
+__all__ = ["Place", "bind", "moments", "process", "quarantine"]
 
 _encode = msgspec.json.Encoder().encode
 _PSEUDONYMOUS, _IDENTIFIED = int(Rung.PSEUDONYMOUS), int(Rung.IDENTIFIED)
@@ -44,36 +45,55 @@ def process(record: Record, place: Place, consents: Consents, plan: Plan, now: i
 
     `consents` are those of the record's partition, `now` is the time in milliseconds, passed in.
     """
-    try:
-        envelope = place.source.reader.read(record.value)
-        if place.keyed and envelope.subject is not None and record.key != envelope.subject:
-            raise Rejected(Reason.KEY_IS_NOT_SUBJECT)
-        return _serve(record, envelope, place, consents, now)
-    except Rejected as rejected:
-        return quarantine(record, place, plan, rejected.reason)
+    return bind(place, consents, plan, now)(record)
 
 
-def _serve(record: Record, envelope: Envelope, place: Place, consents: Consents, now: int) -> Outcome:
-    # INVARIANT (default deny): whatever is not known ends in one of these returns.
-    subject = envelope.subject
-    if subject is None:
-        return suppressed(Refusal.NO_SUBJECT)
-    services = place.source.services.get(envelope.type)
-    if not services:
-        return suppressed(Refusal.EVENT_NOT_NAMED)
-    if consents.blocked:
-        return suppressed(Refusal.PARTITION_BLOCKED)
-    consent = consents.of(subject)
-    if consent is None:
-        if not consents.owns(subject):
-            raise Rejected(Reason.WRONG_PARTITION)
-        return suppressed(Refusal.NO_CONSENT)
-    recorded = recorded_at(record, envelope, now)
-    latest = latest_at(record, envelope, now)
+def bind(place: Place, consents: Consents, plan: Plan, now: int) -> Callable[[Record], Outcome]:
+    """Return `process` with all but the record given: what the records of a batch share is looked up once."""
+    source, keyed = place.source, place.keyed
+    read, services_of, consent_of = source.reader.read, source.services.get, consents.of
+
+    def process_one(record: Record) -> Outcome:
+        try:
+            envelope = read(record.value)
+            subject = envelope.subject
+            # INVARIANT (default deny): whatever is not known ends in one of these returns.
+            if subject is None:
+                return suppressed(Refusal.NO_SUBJECT)
+            if keyed and record.key != subject:
+                raise Rejected(Reason.KEY_IS_NOT_SUBJECT)
+            services = services_of(envelope.type)
+            if not services:
+                return suppressed(Refusal.EVENT_NOT_NAMED)
+            if consents.blocked:
+                return suppressed(Refusal.PARTITION_BLOCKED)
+            consent = consent_of(subject)
+            if consent is None:
+                if not consents.owns(subject):
+                    raise Rejected(Reason.WRONG_PARTITION)
+                return suppressed(Refusal.NO_CONSENT)
+            return _serve(record, envelope, subject, services, consent, place, now)
+        except Rejected as rejected:
+            return quarantine(record, place, plan, rejected.reason)
+
+    return process_one
+
+
+def _serve(
+    record: Record,
+    envelope: Envelope,
+    subject: bytes,
+    services: tuple[Service, ...],
+    consent: Consent,
+    place: Place,
+    now: int,
+) -> Outcome:
+    recorded, latest = moments(record.timestamp, envelope.time, now)
+    source = place.source
     outputs: list[Output] = []
     refusals: list[tuple[str, Refusal]] = []
     for service in services:
-        recipe = decide(service, consent, recorded, latest, place.source.clock_skew)
+        recipe = decide(service, consent, recorded, latest, source.clock_skew)
         if isinstance(recipe, Refusal):
             refusals.append((service.purpose.name, recipe))
             continue
@@ -81,54 +101,51 @@ def _serve(record: Record, envelope: Envelope, place: Place, consents: Consents,
         if body is ABSENT:
             refusals.append((service.purpose.name, Refusal.NOTHING_LEFT))
             continue
-        outputs.append(_output(record, place, subject, consent, service.purpose, recipe, body, recorded))
+        partition, offset = _raw_place(record, place) if source.rekey else (place.partition, record.offset)
+        sealed = service.purpose.seal(source.raw_topic, partition, offset)
+        outputs.append(_output(service.purpose, recipe, body, subject, consent.version, recorded, sealed))
     if not outputs:
         # The furthest that any purpose came says most about why nothing passed.
         return suppressed(max((why for _, why in refusals), key=_PROGRESS.index), tuple(refusals))
-    return Outcome(Kind.PUBLISHED, tuple(outputs), None, tuple(refusals))
+    return Outcome(_PUBLISHED, tuple(outputs), None, tuple(refusals))
 
 
 _PROGRESS = list(Refusal)
+_PUBLISHED = Kind.PUBLISHED
 
 
-def recorded_at(record: Record, envelope: Envelope, now: int) -> int:
-    """Return when the event was recorded, in ms: the earliest of what Kafka, the event and the clock say.
+def moments(timestamp: int, time: int | None, now: int) -> tuple[int, int]:
+    """Return when an event was recorded, and what the ends of consents are held against, both in ms.
 
-    Earlier is stricter (a grant never reaches back), so no clock and no producer can widen a consent. A record without
-    a timestamp (-1) counts as recorded before every consent.
+    `timestamp` is Kafka's, `time` what the event itself says, `now` the clock's. Recorded is the earliest of them: a
+    grant never reaches back, so no clock and no producer can widen a consent, and a record without a timestamp (-1)
+    was recorded before every consent. The latest of them is held against `until`: a clock that is behind cannot revive
+    a consent that Kafka or the event say had run out.
+
+    >>> moments(1000, 900, 5000), moments(-1, None, 5000), moments(9000, None, 5000)
+    ((900, 5000), (-1, 5000), (5000, 9000))
     """
-    recorded = record.timestamp
-    if envelope.time is not None and envelope.time < recorded:
-        recorded = envelope.time
-    return min(now, recorded)
-
-
-def latest_at(record: Record, envelope: Envelope, now: int) -> int:
-    """Return what ends of consents are held against, in ms: the latest of what Kafka, the event and the clock say.
-
-    Later is stricter there: a clock that is behind cannot revive a consent that Kafka or the event say had run out.
-    """
-    latest = max(now, record.timestamp)
-    return latest if envelope.time is None else max(latest, envelope.time)
+    earliest = now if now < timestamp else timestamp
+    latest = now if now > timestamp else timestamp
+    if time is not None:
+        if time < earliest:
+            earliest = time
+        elif time > latest:
+            latest = time
+    return earliest, latest
 
 
 def _output(
-    record: Record,
-    place: Place,
-    subject: bytes,
-    consent: Consent,
-    purpose: PurposePlan,
-    recipe: Recipe,
-    body: Any,
-    recorded: int,
+    purpose: PurposePlan, recipe: Recipe, body: Any, subject: bytes, version: int, recorded: int, sealed: bytes
 ) -> Output:
     cut = recipe.floor(recorded)
-    stamp = recipe.stamp(cut, consent.version)
+    stamp = recipe.stamp(cut, version)
     try:
         fields = _encode(body)
     except Exception:
         raise Rejected(Reason.TRANSFORM_FAILED) from None
     # The stamp is the same for many events, so it comes encoded; only the subject is added to it.
+    who: bytes | None = None
     if recipe.rung >= _IDENTIFIED:
         who = subject
         value = b'%b,"_celosia":%b,"subject":%b}}' % (fields[:-1], stamp.json, _encode(who.decode()))
@@ -136,14 +153,11 @@ def _output(
         who = purpose.pseudonym(subject, recorded)
         value = b'%b,"_celosia":%b,"subject":"%b"}}' % (fields[:-1], stamp.json, who)
     else:
-        who = None
         value = b'%b,"_celosia":%b}}' % (fields[:-1], stamp.json)
     if len(value) > MAX_OUTPUT_BYTES:
         raise Rejected(Reason.TOO_LARGE)
-    partition, offset = _raw_place(record, place) if place.source.rekey else (place.partition, record.offset)
-    headers = [*stamp.headers, ("celosia-source", purpose.seal(place.source.raw_topic, partition, offset))]
     # A timestamp before 1970 is not one that Kafka takes.
-    return Output(purpose.topic, who, value, headers, max(0, cut))
+    return Output(purpose.topic, who, value, [*stamp.headers, ("celosia-source", sealed)], cut if cut > 0 else 0)
 
 
 def quarantine(record: Record, place: Place, plan: Plan, reason: Reason) -> Outcome:

@@ -1,8 +1,9 @@
 """The stories in schemas/examples: folders that a person reads and this test runs.
 
-`expected/` holds what must come out. It was written by hand (outcomes, quarantine records, messages) and computed with
-the oracle in `tests/model.py` (outputs), never copied from the program; one test here holds it against the oracle, the
-others against the program: `process`, `celosia filter` and `celosia check`.
+`expected/` holds what must come out. Outcomes and quarantine records were written by hand, outputs were computed with
+the oracle in `tests/model.py`; one test here holds them against the oracle, the others against the program: `process`,
+`celosia filter` and `celosia check`. The message of `red-line-refused` was written by hand; those of `bad-policy` and
+`unknown-words` are the program's own, checked line by line against the policies, so they only guard against change.
 """
 
 import json

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from itertools import permutations
 from typing import Any
 
+import pytest
 from hypothesis import assume, event, example, given, settings
 from hypothesis import strategies as st
 
@@ -450,3 +451,35 @@ def test_consent_fold_tombstone_denies(before: list[bytes | None]) -> None:
     consent = state([*before, None])
     assert not consent.readable
     assert consent.grants == {}
+
+
+@pytest.mark.parametrize(
+    ("forms", "told"),
+    [
+        (["anonymous: hour"], ["2026-05-17T10:00:00Z"] * 3),
+        (["pseudonymous: hour"], ["2026-05-17T00:00:00Z", "2026-05-17T10:00:00Z", "2026-05-17T10:00:00Z"]),
+        (["pseudonymous: month"], ["2026-05-01T00:00:00Z"] * 3),
+        (["identified: month"], ["2026-05-01T00:00:00Z"] * 3),
+        (["anonymous: day", "identified: keep"], ["2026-05-17T00:00:00Z"] * 2 + ["2026-05-17T10:20:30.456Z"]),
+        (["pseudonymous: url"], ["2026-05-17T00:00:00Z"] * 3),
+    ],
+)
+def test_a_stamp_tells_the_time_no_finer_than_the_fields_and_no_finer_than_a_higher_rung(
+    forms: list[str], told: list[str]
+) -> None:
+    ladder = dict(form.split(": ") for form in forms)
+    behavior = {"is": "user.behavior", "for": "all"}
+    for rung, time in zip(["anonymous", "pseudonymous", "identified"], told, strict=True):
+        purpose = {"benefit": "Something for you", "topic": "out", "rung": rung, "rotate": "30d", "lifetime": "1s"}
+        policy = {
+            "policy": "test",
+            "version": 1,
+            "sources": {"web": {"topic": "raw", "own": True, "subject": "who", "type": "what", "time": "at"}},
+            "purposes": {"ads": purpose},
+            "events": {"viewed": {"at": behavior | {"as": ladder}, "a": behavior | {"as": {"anonymous": "keep"}}}},
+        }
+        raw = write({"who": "ana", "what": "viewed", "a": 1, "at": "2026-05-17T10:20:30.456Z"})
+        scenario = Scenario(policy, [generous("ana", ["ads"])], [Event(raw, b"ana", NOW, "web")])
+        (output,) = by_purpose(scenario.run()[0]).values()
+        assert written(output.timestamp) == time
+        assert output.value["_celosia"]["expires_at"] == written(output.timestamp + 1000)

@@ -14,8 +14,8 @@ from streams.event import Rejected
 from streams.kafka.lane import Agent, View, Work
 from streams.kafka.partitioner import partition_of
 from streams.kafka.port import Batch
-from streams.outcome import Kind, Outcome, Output, suppressed
-from streams.pipeline import Place, process, quarantine
+from streams.outcome import Outcome, Output, suppressed
+from streams.pipeline import Place, bind, quarantine
 from streams.plan import Plan, SourcePlan
 
 __all__ = ["AGENTS", "BoundAgent", "agent", "minimize", "rekey"]
@@ -49,9 +49,8 @@ def minimize(batch: Batch, view: View) -> Work:
     """Decide about each event and publish what is left of it."""
     source = next(source for source in view.plan.sources if source.topic == batch.topic)
     place = Place(source, view.partition)
-    consents, plan, now, partition = view.consents, view.plan, view.now, view.partition
-    outcomes = [process(record, place, consents, plan, now) for record in batch.records]
-    return _work(source, partition, outcomes)
+    process = bind(place, view.consents, view.plan, view.now)
+    return _work(source, view.partition, [process(record) for record in batch.records])
 
 
 @agent(_rekeyed_topics, gated=False)
@@ -83,25 +82,23 @@ def rekey(batch: Batch, view: View) -> Work:
 
 def _work(source: SourcePlan, partition: int, outcomes: list[Outcome]) -> Work:
     """Sort the outputs of a batch by where they go, and count what became of its events."""
-    sends: dict[tuple[str, int], list[Output]] = {}
     tallies: Counter[tuple[str, ...]] = Counter()
-    for (kind, reason), count in Counter((kind, reason) for kind, _, reason, _ in outcomes).items():
+    for (kind, reason), count in Counter([(kind, reason) for kind, _, reason, _ in outcomes]).items():
         tallies[(kind, source.name, "", reason or "")] = count
-    for kind, outputs, _, refusals in outcomes:
+    by_topic: dict[str, list[Output]] = {}
+    for _, outputs, _, refusals in outcomes:
         for output in outputs:
-            place = (output.topic, partition)
-            if place in sends:
-                sends[place].append(output)
+            topic = output[0]
+            if topic in by_topic:
+                by_topic[topic].append(output)
             else:
-                sends[place] = [output]
-            if kind is _PUBLISHED:
-                tallies[("output", source.name, output.topic, "")] += 1
+                by_topic[topic] = [output]
         for purpose, refusal in refusals:
             tallies[("refused", source.name, purpose, refusal)] += 1
-    return Work(sends, tallies)
+    for purpose in {service.purpose.topic for services in source.services.values() for service in services}:
+        tallies[("output", source.name, purpose, "")] = len(by_topic.get(purpose, ()))
+    return Work({(topic, partition): outputs for topic, outputs in by_topic.items()}, tallies)
 
-
-_PUBLISHED = Kind.PUBLISHED
 
 AGENTS = (rekey, minimize)
 """All agents, in the order in which an event meets them."""

@@ -43,7 +43,7 @@ class Paths(NamedTuple):
     id: str | None
 
 
-class Envelope(NamedTuple):
+class Envelope(msgspec.Struct, frozen=True, gc=False):
     """What every event has. `subject` is None where the event is about nobody known; `time` is ms or None."""
 
     subject: bytes | None
