@@ -12,6 +12,7 @@ Rules of this file:
 """
 
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum, StrEnum
@@ -91,7 +92,9 @@ class GrantRecord(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
 class ConsentRecord(msgspec.Struct, forbid_unknown_fields=True):
     """The value of a record on the consent topic. Its key is `subject` in UTF-8. What is not named is not allowed.
 
-    An unknown field is refused rather than skipped: it may be a limit that this version cannot keep.
+    An unknown field is refused rather than skipped: it may be a limit that this version cannot keep. So is a time with
+    more than six digits after the second: it would be rounded to a microsecond, and a grant could begin too early or
+    end too late.
     """
 
     subject: Annotated[str, msgspec.Meta(min_length=1)]
@@ -120,10 +123,18 @@ _MILLISECOND = timedelta(milliseconds=1)
 _decode = msgspec.json.Decoder(ConsentRecord).decode
 
 
-def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+_TOO_FINE = re.compile(r"\.[0-9]{7}")
+_MAY_BE_TOO_FINE = re.compile(_TOO_FINE.pattern.encode())
+
+
+def _exact(pairs: list[tuple[str, object]]) -> dict[str, object]:
     names = dict(pairs)
     if len(names) != len(pairs):
         raise ValueError("a name is given twice")
+    for time in (names.get("since"), names.get("until")):
+        # Elsewhere a purpose may have such a name; then it is not a string.
+        if isinstance(time, str) and _TOO_FINE.search(time):
+            raise ValueError("a time is finer than a microsecond")
     return names
 
 
@@ -156,8 +167,9 @@ def read_consent(value: bytes) -> tuple[str, Consent]:
             grants[purpose] = Grant(RUNGS[grant.rung], since, until)
         # Parsers let the last of two equal names win. Which of `"rung":"nothing","rung":"identified"` was meant is
         # not ours to guess. Counting quotation marks finds an extra name; only then is the exact question asked.
-        if b"\\" in value or value.count(b'"') != 2 * (names + strings):
-            json.loads(value, object_pairs_hook=_no_duplicates)
+        # The decoder rounds to microseconds, to either side: what is finer is not ours to round.
+        if b"\\" in value or value.count(b'"') != 2 * (names + strings) or _MAY_BE_TOO_FINE.search(value):
+            json.loads(value, object_pairs_hook=_exact)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError("not a consent record") from error
     return record.subject, Consent(record.version, grants)

@@ -108,9 +108,9 @@ class MasterKey:
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             file.touch(mode=0o600, exist_ok=False)
             file.write_text(secrets.token_hex(32) + "\n", "ascii")
-        except FileExistsError:
-            raise SettingsError(f"key file `{file}` is there already and is not overwritten") from None
         except OSError as error:
+            if isinstance(error, FileExistsError) and file.exists():
+                raise SettingsError(f"key file `{file}` is there already and is not overwritten") from None
             raise SettingsError(f"key file `{file}` cannot be written: {type(error).__name__}") from None
 
 
@@ -209,9 +209,13 @@ class Seal:
             SettingsError: the token was not made with this key and purpose, or for another topic.
         """
         try:
-            short, partition, offset = _BLOCK.unpack(self._decrypt(bytes.fromhex(token.decode())))
-        except (ValueError, struct.error):
-            raise SettingsError("not a sealed source: wanted 32 hexadecimal digits") from None
+            block = bytes.fromhex(token.decode())
+        except ValueError:
+            block = b""
+        # The cipher keeps what is no whole block, and would mix it into the next one.
+        if len(block) != _BLOCK.size:
+            raise SettingsError("not a sealed source: wanted 32 hexadecimal digits")
+        short, partition, offset = _BLOCK.unpack(self._decrypt(block))
         for topic in topics:
             if _short(topic) == short:
                 return topic, partition, offset

@@ -26,7 +26,11 @@ class Kind(StrEnum):
 
 
 class Output(NamedTuple):
-    """One record to publish. `headers` is a list because the Kafka client takes nothing else. `timestamp` is in milliseconds, None: the time at which it is written."""
+    """One record to publish.
+
+    `headers` is a list because the Kafka client takes nothing else. `timestamp` is in milliseconds; None: the time at
+    which it is written.
+    """
 
     topic: str
     key: bytes | None

@@ -7,6 +7,7 @@
 worker, `celosia filter` and the tests all call it, and get the same bytes.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -175,7 +176,10 @@ def quarantine(record: Record, place: Place, plan: Plan, reason: Reason) -> Outc
 def _raw_place(record: Record, place: Place) -> tuple[int, int]:
     """Return partition and offset of the raw record: for a re-keyed one they stand in a header that we wrote."""
     for name, value in record.headers:
-        if name == "celosia-origin" and value is not None:
-            partition, _, offset = value.partition(b":")
-            return int(partition), int(offset)
+        # Whoever else can write to our topic may write anything: `process` does not raise for what a record holds.
+        if name == "celosia-origin" and (origin := _ORIGIN.fullmatch(value or b"")):
+            return int(origin[1]), int(origin[2])
     return place.partition, record.offset
+
+
+_ORIGIN = re.compile(rb"([0-9]{1,9}):([0-9]{1,18})")

@@ -5,6 +5,8 @@ Rules of this file:
 - Compiling fails closed: a form, a rung or a purpose that cannot be compiled refuses the whole policy.
 - Nothing stamped on an output is finer than what its fields tell about time: `expires_at` and the record's timestamp
   are cut to the precision that the policy publishes, a day where it publishes none.
+- Nothing stamped on an anonymous output is about its person: no subject, and no version of their consent, because a
+  rare number would be a name.
 """
 
 from collections.abc import Callable
@@ -43,10 +45,12 @@ MAX_OUTPUT_BYTES = 900_000
 _DAY = 86_400_000
 
 
-class Stamp(msgspec.Struct, omit_defaults=True, gc=False):
+class Stamp(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """`_celosia` in an output: how it came about, and when it dies.
 
     `subject` says who the event is about: the pseudonym at `pseudonymous`, the customer's own id at `identified`.
+    `consent` is the version of that person's consent. At `anonymous` there is neither: versions count changes of mind,
+    so few people share a high one, and it would link their events with each other and across topics.
     """
 
     policy: str
@@ -54,7 +58,7 @@ class Stamp(msgspec.Struct, omit_defaults=True, gc=False):
     purpose: str
     rung: str
     event: str
-    consent: int
+    consent: int | msgspec.UnsetType = msgspec.UNSET
     expires_at: str
     subject: str | msgspec.UnsetType = msgspec.UNSET
 
@@ -94,7 +98,7 @@ class Recipe:
     floor: Callable[[int], int]
     """cuts a time in ms to the precision that the fields tell"""
     stamp: Callable[[int, int], Stamped]
-    """(cut time in ms, consent version) -> all of the stamp but the subject"""
+    """(cut time in ms, consent version) -> all of the stamp but the subject. No version is told at `anonymous`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +255,19 @@ def _recipe(
     @lru_cache(maxsize=1024)
     def stamp(cut: int, consent: int) -> Stamped:
         expires = iso(cut + purpose.lifetime)
-        stamp = Stamp(policy.policy, policy.version, purpose.name, rung_name, event, consent, expires)
-        varying = (("celosia-consent", str(consent).encode()), ("celosia-expires-at", expires.encode()))
+        varying = [("celosia-expires-at", expires.encode())]
+        stamp = Stamp(
+            policy=policy.policy,
+            version=policy.version,
+            purpose=purpose.name,
+            rung=rung_name,
+            event=event,
+            expires_at=expires,
+        )
+        # INVARIANT (anonymous is anonymous): what differs from person to person is told above it only.
+        if rung > Rung.ANONYMOUS:
+            stamp.consent = consent
+            varying.insert(0, ("celosia-consent", str(consent).encode()))
         return Stamped((*headers, *varying), msgspec.json.encode(stamp)[:-1])
 
     changes = tuple((paths.index(path), form) for path, form in forms.items() if form is not keep)
@@ -281,8 +296,9 @@ def _floor(rule: FieldRule | None, rung: Rung) -> Callable[[int], int]:
     form = None if rule is None else form_in_force(rule, rung)
     if form is not None and form[0] == "keep":
         return lambda ms: ms
-    precision = (FORMS[form[0]].precision if form is not None else 0) or _DAY
-    if form is None and rule is not None:
+    told_here = FORMS[form[0]].precision if form is not None else 0
+    precision = told_here or _DAY
+    if rule is not None and not told_here:
         # A lower rung never tells more: where only higher ones tell the time, no finer than they do.
         above = [told for higher in Rung if higher > rung and (told := form_in_force(rule, higher)) is not None]
         precision = max([precision, *(FORMS[name].precision for name, _ in above)])

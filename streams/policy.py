@@ -47,7 +47,8 @@ Duration = Annotated[
 ]
 """Milliseconds, written as 500ms, 30s, 10m, 12h or 30d."""
 Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
-Path_ = Annotated[str, Field(pattern=r"^[^.\s]+(\.[^.\s]+)*$", max_length=500)]
+# Not what JSON must write with a backslash: the decoder compares names as they stand in the bytes.
+Path_ = Annotated[str, Field(pattern=r'^[^.\s"\\\x00-\x1f]+(\.[^.\s"\\\x00-\x1f]+)*$', max_length=500)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+([.-][a-z0-9_]+)*$", max_length=100)]
 RungKey = Literal["crowd", "anonymous", "pseudonymous", "identified"]
 
@@ -249,16 +250,18 @@ def _place(lines: dict[_Path, int], path: _Path) -> str:
 
 
 _MODELS: dict[str, type[_Model]] = {"sources": Source, "purposes": Purpose, "topics": Topics}
+_SAID = {"missing": "it is missing; add it", "model_type": "wanted a mapping"}
 
 
 def _finding(lines: dict[_Path, int], item: Any) -> str:
-    # Pydantic marks the branch of a union in the path; none of those is a key that somebody wrote.
-    path = tuple(str(step) for step in item["loc"])
-    while path and path not in lines and path[:-1] in lines and item["type"] not in ("missing", "extra_forbidden"):
-        path = path[:-1]
-    place = _place(lines, path[:-1] if path and path[-1] == "[key]" else path)
-    if item["type"] == "missing":
-        return f"{place}: it is missing; add it"
+    # Pydantic marks keys and the branches of a union in the path; none of those is a key that somebody wrote.
+    path: _Path = ()
+    for step in map(str, item["loc"]):
+        if (*path, step) in lines or item["type"] in ("missing", "extra_forbidden"):
+            path = (*path, step)
+    place = _place(lines, path)
+    if item["type"] in _SAID:
+        return f"{place}: {_SAID[item['type']]}"
     if item["type"] == "extra_forbidden":
         model = FieldRule if path[0] == "events" else _MODELS.get(path[0], Policy)
         names = [field.alias or name for name, field in model.model_fields.items()]
@@ -392,5 +395,6 @@ def warnings(policy: Policy) -> list[str]:
                 )
             guess = suggest(path)
             if rule.for_ and guess is not None and red_line(guess) and guess != rule.is_:
-                found.append(f"events.{event}.{path}: it is named like `{guess}` and classified `{rule.is_}`; look again")
+                what = f"it is named like `{guess}` and classified `{rule.is_}`; look again"
+                found.append(f"events.{event}.{path}: {what}")
     return found

@@ -40,7 +40,7 @@ Schema = dict[str, Any]
 
 _TIME = (
     r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
-    r"T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
+    r"T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
 )
 _PSEUDONYM = r"^[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{22}$"
 _PLAN_NAME = r"^[a-z0-9_]+([.-][a-z0-9_]+)*@[1-9][0-9]*$"
@@ -125,9 +125,9 @@ def _output() -> Schema:
     stamp |= {
         "additionalProperties": False,
         "if": {"properties": {"rung": {"const": "anonymous"}}},
-        "then": {"properties": {"subject": False}},
+        "then": {"properties": {"consent": False, "subject": False}},
         "else": {
-            "required": ["subject"],
+            "required": ["consent", "subject"],
             "if": {"properties": {"rung": {"const": "pseudonymous"}}},
             "then": {"properties": {"subject": {"pattern": _PSEUDONYM}}},
         },

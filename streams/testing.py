@@ -27,7 +27,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from streams.kafka.port import Batch, ConsentBatch, Fenced, OffsetsGone, PortError, Sends
+from streams.kafka.port import Batch, ConsentBatch, Fenced, Mark, OffsetsGone, PortError, Sends
 
 __all__ = ["Entry", "MemoryBroker", "MemoryConsents", "MemoryLane"]
 
@@ -51,6 +51,7 @@ class _Log:
     entries: list[Entry] = field(default_factory=list)
     start: int = 0
     end: int = 0
+    topic_id: bytes = b"first"
 
 
 @dataclass(slots=True)
@@ -107,7 +108,7 @@ class MemoryBroker:
 
     def recreate(self, topic: str, partition: int) -> None:
         """Delete a topic's partition and make it anew, empty."""
-        self._logs[topic, partition] = _Log()
+        self._logs[topic, partition] = _Log(topic_id=self.log(topic, partition).topic_id + b"'")
         self._change()
 
     def lane(self, name: str, topics: list[str], consents: str, partition: int) -> "MemoryLane":
@@ -213,11 +214,12 @@ class MemoryConsents:
         self._partition = partition
         self._position = 0
 
-    async def rewind(self) -> int:
+    async def rewind(self) -> Mark:
         """See the port."""
         await self._broker.step("rewind", self._partition)
-        self._position = self._broker.log(self._topic, self._partition).start
-        return self._position
+        log = self._broker.log(self._topic, self._partition)
+        self._position = log.start
+        return Mark(log.start, log.topic_id)
 
     async def read_consents(self) -> ConsentBatch:
         """See the port."""
@@ -296,10 +298,11 @@ class MemoryLane:
             for topic in self._topics
         }
 
-    async def end_offset(self) -> int:
+    async def end_offset(self) -> Mark:
         """See the port."""
         await self._broker.step("end_offset", self._partition)
-        return self._broker.log(self._consents, self._partition).end
+        log = self._broker.log(self._consents, self._partition)
+        return Mark(log.end, log.topic_id)
 
     async def begin(self) -> None:
         """See the port."""

@@ -433,6 +433,8 @@ def read_grant(grant: dict[str, Any]) -> Grant:
         raise ValueError("fields")
     if type(grant["since"]) is not str or type(grant.get("until")) not in (str, type(None)):
         raise ValueError("times")
+    if any(re.search(r"\.[0-9]{7}", grant.get(name) or "") for name in ("since", "until")):
+        raise ValueError("finer than a microsecond")
     since = moment(grant["since"], up=True)
     until = float("inf") if grant.get("until") is None else moment(grant["until"])
     if since is None or until is None:
@@ -550,18 +552,18 @@ def output(
         "purpose": purpose,
         "rung": LADDER[rung],
         "event": kind,
-        "consent": consent.version,
         "expires_at": expires,
     }
-    if who is not None:
-        stamp["subject"] = who
     headers = {
         "celosia-policy": f"{policy['policy']}@{policy['version']}".encode(),
         "celosia-purpose": purpose.encode(),
         "celosia-rung": LADDER[rung].encode(),
-        "celosia-consent": str(consent.version).encode(),
         "celosia-expires-at": expires.encode(),
     }
+    # An anonymous output says nothing about its person, not even how often they have changed their mind.
+    if who is not None:
+        stamp |= {"subject": who, "consent": consent.version}
+        headers["celosia-consent"] = str(consent.version).encode()
     value = {**body, "_celosia": stamp}
     if len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()) > 900_000:
         raise Quarantined("too_large")
@@ -577,8 +579,9 @@ def told_time(source: dict[str, Any], purpose: str, rung: int, fields: dict[str,
     chosen = forms(purpose, fields, rung).get(source.get("time") or "")
     if chosen is not None and chosen[0] == "keep":
         return recorded
-    precision = chosen[0] if chosen is not None and chosen[0] in ("hour", "day", "month") else "day"
-    if chosen is None and any(
+    here = chosen is not None and chosen[0] in ("hour", "day", "month")
+    precision = chosen[0] if chosen is not None and here else "day"
+    if not here and any(
         forms(purpose, fields, above).get(source.get("time") or "") == ("month", None) for above in range(rung, 5)
     ):
         precision = "month"

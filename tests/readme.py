@@ -75,7 +75,8 @@ def _shown(value: object) -> str:
 
 def _red_lines() -> str:
     rows = ["| line | categories that serve no purpose above `crowd` |", "| --- | --- |"]
-    rows += [f"| {line} | {', '.join(f'`{category}`' for category in crossed)} |" for line, crossed in RED_LINES.items()]
+    for line, crossed in RED_LINES.items():
+        rows.append(f"| {line} | {', '.join(f'`{category}`' for category in crossed)} |")
     return "\n".join(rows)
 
 

@@ -256,6 +256,21 @@ def test_audit_sees_an_output_after_the_receipt() -> None:
     assert shop.failed(published=1) == [WITHIN, AFTER]
 
 
+def test_audit_holds_an_anonymous_output_to_the_consents_of_its_person() -> None:
+    shop = Shop()
+    shop.change(FIRST, Act.WITHDRAW_ALL, told=False)
+    shop.publish(record for record in shop.sell()[2] if record.place.topic == "shop.assortment")
+    assert (shop.audit.published, shop.audit.stale, shop.audit.too_much) == (1, 1, 0)
+
+    sent, place, records = Shop().sell()
+    knows_no_consent = Audit(shop.plan)
+    knows_no_consent.sent(sent, place)
+    for record in records:
+        if record.place.topic == "shop.assortment":
+            knows_no_consent.received(record, 0.0)
+    assert (knows_no_consent.published, knows_no_consent.too_much) == (1, 1)
+
+
 def test_audit_sees_a_rung_that_is_not_allowed() -> None:
     shop = Shop()
     _, _, records = shop.sell()

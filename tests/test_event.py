@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from streams.consent import FOREVER, Consents
 from streams.event import RawEvent, Reason, Rejected, iso, milliseconds
-from streams.pipeline import latest_at, recorded_at
-from streams.sources import Envelope
+from streams.pipeline import moments
 from tests.model import moment, written
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -70,20 +69,14 @@ def test_nothing_that_prints_a_record_or_a_rejection_shows_what_it_holds() -> No
 # --- to the strict side -----------------------------------------------------------------------------------------------
 
 
-def envelope(time: int | None) -> Envelope:
-    return Envelope(b"ana", "viewed", time, None)
-
-
 @pytest.mark.parametrize("now", [1, 2, 3])
 @pytest.mark.parametrize("kafka", [1, 2, 3, -1])
 @pytest.mark.parametrize("time", [1, 2, 3, None])
 def test_grants_are_held_against_the_earliest_time_and_their_ends_against_the_latest(
     now: int, kafka: int, time: int | None
 ) -> None:
-    record = RawEvent(0, kafka, b"ana", b"")
     said = [now, kafka] + ([] if time is None else [time])
-    assert recorded_at(record, envelope(time), now) == min(said)
-    assert latest_at(record, envelope(time), now) == max(said)
+    assert moments(kafka, time, now) == (min(said), max(said))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from streams.pipeline import Place, process
 from streams.plan import MAX_OUTPUT_BYTES, Plan, compile_plan
 from streams.policy import parse_policy
 from streams.transforms import FORMS
-from tests.model import Event, History, predict
+from tests.model import Event, History, moment, predict
 from tests.strategies import NOW, SECRET, compiled, folded
 
 CANARY = "canary7f3a"
@@ -169,6 +169,8 @@ CASES = [
     Case("15 5,000 digits and type twice", ending(b'"type":"x","z":' + b"9" * 5000), "duplicate_name"),
     Case("16 depth 128", nested(127), KEPT),
     Case("16 depth 129", nested(128), "too_deep"),
+    # Shallow enough for the parser when called from here, too deep for it when called from further down.
+    Case("16 depth 800", nested(800), "too_deep"),
     Case("16 depth 1,000", nested(1_000), "too_deep"),
     Case("16 depth 100,000", nested(100_000), "too_deep"),
     Case("16 100,000 opened and none closed", b"[" * 100_000, "too_deep"),
@@ -409,6 +411,35 @@ def test_each_consent_has_its_effect(case: Said, plan: Plan) -> None:
     history: History = [(SUBJECT.encode(), value) for value in case.values]
     again = predict(POLICY, SECRET, Event(event(), SUBJECT.encode(), NOW, "web"), history, NOW)
     assert again.reason == case.expected
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        ("2026-04-01T00:00:01.999Z", "recorded_before_consent"),
+        ("2026-04-01T00:00:02Z", None),
+        ("2026-04-30T23:59:59.999Z", None),
+        ("2026-05-01T00:00:00Z", "expired"),
+    ],
+)
+def test_34_a_consent_holds_from_the_skew_after_since_to_the_moment_before_until(at: str, expected: str | None) -> None:
+    policy = {**POLICY, "sources": {"web": {**POLICY["sources"]["web"], "clock_skew": "2s"}}}
+    grant = {"rung": "pseudonymous", "since": "2026-04-01T00:00:00Z", "until": "2026-05-01T00:00:00Z"}
+    value = json.dumps({"subject": SUBJECT, "version": 1, "purposes": {"ads": grant}}).encode()
+    now = moment(at)
+    assert now is not None
+    record = RawEvent(0, now, SUBJECT.encode(), event(at=at))
+    plan = compiled(policy)
+    outcome = process(record, Place(plan.sources[0], 0), folded([(SUBJECT.encode(), value)]), plan, now)
+    assert outcome.reason == expected
+
+
+def test_31_a_rung_below_anonymous_allows_no_event_whatever_forms_it_has() -> None:
+    fields = {"product": {"is": "user.behavior", "for": "all", "as": {"crowd": "keep"}}}
+    plan = compiled({**POLICY, "events": {"viewed": fields}})
+    for rung, expected in [("nothing", "not_allowed"), ("crowd", "rung_too_low"), ("anonymous", None)]:
+        consents = folded([(SUBJECT.encode(), said(1, GRANT.replace("pseudonymous", rung)))])
+        assert run(Case("", event(), ""), plan, consents).reason == expected
 
 
 @pytest.mark.parametrize("key", [None, b"\xff", b"ana\xc0\xaf"])

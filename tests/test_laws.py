@@ -262,6 +262,8 @@ def test_every_leaf_is_named(scenario: Scenario) -> None:
         for purpose, output in by_purpose(outcome).items():
             stamp = output.value["_celosia"]
             assert set(stamp) <= {"policy", "version", "purpose", "rung", "event", "consent", "expires_at", "subject"}
+            assert ("consent" in stamp) == ("subject" in stamp) == (stamp["rung"] != "anonymous")
+            assert ("celosia-consent" in output.headers) == (stamp["rung"] != "anonymous")
             rules = scenario.policy["events"][stamp["event"]]
             for path, value in leaves(output.value):
                 assert type(value) in (str, int, float, bool)

@@ -1,6 +1,7 @@
 """What two consumers can find out together: whose events they hold, and that these are the same person's.
 
-With plain coordinates in the headers each event leads from one pseudonym to the other. Sealed ones lead nowhere.
+With plain coordinates in the headers each event leads from one pseudonym to the other. Sealed ones lead nowhere. Where
+there is no pseudonym, a number that is a person's own would do as well: so none is told.
 """
 
 import json
@@ -24,20 +25,22 @@ purposes:
 events:
   seen:
     at: {is: user.behavior, for: all, as: {pseudonymous: day}}
-    page: {is: user.behavior.browsing_history, for: all}
+    page: {is: user.behavior.browsing_history, for: all, as: {anonymous: keep}}
 """
 PEOPLE = 50
 DAY = 86_400_000
 
 
-def _outputs() -> tuple[list[Output], list[Output]]:
+def _outputs(rung: str = "pseudonymous") -> tuple[list[Output], list[Output]]:
+    """Return what is published for each purpose. Everyone's consent has another version."""
     plan = compile_plan(parse_policy(POLICY), MasterKey(bytes(32)))
     consents = Consents()
-    grant = {"rung": "pseudonymous", "since": "1970-01-01T00:00:00Z"}
+    grant = {"rung": rung, "since": "1970-01-01T00:00:00Z"}
     for person in range(PEOPLE):
-        record = {"subject": f"p{person}", "version": 1, "purposes": {"one": grant, "two": grant}}
-        consents.apply(f"p{person}".encode(), json.dumps(record).encode())
-    one, two = [], []
+        said = {"subject": f"p{person}", "version": person, "purposes": {"one": grant, "two": grant}}
+        consents.apply(f"p{person}".encode(), json.dumps(said).encode())
+    one: list[Output] = []
+    two: list[Output] = []
     for offset in range(1000):
         who = f"p{offset * 7 % PEOPLE}"
         event = {"who": who, "what": "seen", "at": DAY + offset * 60_000, "page": f"/p/{offset % 3}"}
@@ -84,3 +87,22 @@ def test_nothing_stamped_is_finer_than_the_time_that_the_policy_publishes() -> N
     for outputs in _outputs():
         assert {output.timestamp for output in outputs} == {DAY}
         assert {json.loads(output.value)["_celosia"]["expires_at"] for output in outputs} == {"1970-02-01T00:00:00Z"}
+
+
+def _all_but_fields(output: Output) -> tuple[object, ...]:
+    """Return what stands around the fields of an output, the sealed source left out."""
+    headers = [(name, value) for name, value in output.headers if name != "celosia-source"]
+    return output.topic, output.key, json.dumps(json.loads(output.value)["_celosia"]), tuple(headers), output.timestamp
+
+
+def test_anonymous_outputs_differ_in_nothing_but_their_fields() -> None:
+    for outputs in _outputs("anonymous"):
+        assert len(outputs) == 1000
+        assert len(set(map(_all_but_fields, outputs))) == 1
+        # A source that came twice would link too.
+        assert len({dict(output.headers)["celosia-source"] for output in outputs}) == 1000
+
+
+def test_consent_versions_would_tell_everybody_apart() -> None:
+    for outputs in _outputs("pseudonymous"):
+        assert len({dict(output.headers)["celosia-consent"] for output in outputs}) == PEOPLE

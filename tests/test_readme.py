@@ -50,7 +50,8 @@ def test_commands_that_need_no_broker_run_as_they_are_written(command: str, tmp_
         shutil.copytree(ROOT / folder, tmp_path / folder)
     binaries = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "XDG_CONFIG_HOME": str(tmp_path / "home")}
-    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    shell = ["bash", "-euo", "pipefail", "-c", command]
+    done = subprocess.run(shell, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     if "filter" in command:
         summary = json.loads(done.stdout)

@@ -2,7 +2,8 @@
 
 Where a schema and the program's own reader disagree about a consent record is written down below in `DIFFERENCES`:
 JSON Schema speaks of values, so it cannot see a name that is given twice or tell 1.0 from 1; and it asks for times as
-RFC 3339 writes them, where the reader takes a few more spellings.
+RFC 3339 writes them, where the reader takes a few more spellings. They agree that a time has at most six digits after
+the second.
 """
 
 import asyncio
@@ -213,6 +214,29 @@ def test_where_schema_and_program_differ(value: bytes, schema_says: bool, progra
     assert (fits(value), reads(value)) == (schema_says, program_says)
 
 
+@pytest.mark.parametrize(
+    "fraction", ["0000004", "0009999999", "0000000", "123456789", "\\u0030000004", "0000004\\u0030", "000000\\u0034"]
+)
+@pytest.mark.parametrize("name", ["since", "until", "sinc\\u0065"])
+def test_a_time_finer_than_a_microsecond_makes_a_consent_unreadable(name: str, fraction: str) -> None:
+    # The decoder would round these: 0.4 us down to a `since` that is too early, 999.9999 us up to a late `until`.
+    times = {"since": SINCE[0], "until": "2030-01-01T00:00:00Z"}
+    del times["since" if name.startswith("sinc") else name]
+    others = "".join(f'"{other}":"{time}",' for other, time in times.items())
+    grant = f'{{"rung":"identified",{others}"{name}":"2029-12-31T00:00:00.{fraction}Z"}}'
+    value = f'{{"subject":"ana","version":1,"purposes":{{"ads":{grant}}}}}'.encode()
+    assert (fits(value), reads(value)) == (False, False)
+
+
+def test_what_is_no_time_may_look_like_a_fine_one() -> None:
+    grant = {"rung": "identified", "since": "2026-01-01T00:00:00.000001Z", "until": "2026-01-01T00:00:00.999999Z"}
+    purposes = {"since": grant, "v.12345678": grant}
+    value = json.dumps({"subject": "GA1.2.1234567890", "version": 1, "purposes": purposes}).encode()
+    assert (fits(value), reads(value)) == (True, True)
+    since, until = 1_767_225_600_001, 1_767_225_600_999
+    assert {(made.since, made.until) for made in read_consent(value)[1].grants.values()} == {(since, until)}
+
+
 MOMENTS: st.SearchStrategy[Any] = st.sampled_from(
     [
         *SINCE, *UNTIL, "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-01:00", "2024-02-29T12:00:00.123456789Z",
@@ -321,13 +345,23 @@ def published() -> Any:
     "stamp",
     [
         {"subject": "17850"}, {"subject": None}, {"rung": "anonymous"}, {"rung": "crowd"}, {"expires_at": "never"},
-        {"version": 0}, {"customer": "17850"},
+        {"version": 0}, {"customer": "17850"}, {"consent": None}, {"consent": -1},
     ],
 )  # fmt: skip
 def test_an_output_with_another_stamp_does_not_fit(stamp: dict[str, Any]) -> None:
     output = published()
     assert not refused(OUTPUT, output)
     assert refused(OUTPUT, output | {"_celosia": output["_celosia"] | stamp})
+
+
+def test_an_anonymous_output_that_says_anything_of_its_person_does_not_fit() -> None:
+    output = published()
+    stamp = {name: value for name, value in output["_celosia"].items() if name not in ("consent", "subject")}
+    anonymous = stamp | {"rung": "anonymous"}
+    assert refused(OUTPUT, output | {"_celosia": stamp})
+    assert not refused(OUTPUT, output | {"_celosia": anonymous})
+    assert refused(OUTPUT, output | {"_celosia": anonymous | {"consent": 1}})
+    assert refused(OUTPUT, output | {"_celosia": anonymous | {"subject": "17850"}})
 
 
 @pytest.mark.parametrize("field", [None, [], ["a"], {}, {"deep": {"er": [1]}}, {"deep": None}])

@@ -86,7 +86,9 @@ def test_every_form_has_examples_and_says_what_it_protects() -> None:
 
 @pytest.mark.parametrize(("name", "parameters"), MADE, ids=ids)
 @given(value=anything, at=moments)
-def test_no_form_raises_and_what_comes_out_is_a_scalar_or_nothing(name: str, parameters: Any, value: Any, at: int) -> None:
+def test_no_form_raises_and_what_comes_out_is_a_scalar_or_nothing(
+    name: str, parameters: Any, value: Any, at: int
+) -> None:
     result = make(name, parameters)(value, at)
     assert result is ABSENT or type(result) in SCALARS
     assert type(result) is not float or isfinite(result)
@@ -182,7 +184,9 @@ def test_times_of_one_span_cannot_be_told_apart(moment: Any, other: Any) -> None
 
 
 def test_the_same_moment_in_two_zones_is_the_same_day() -> None:
-    assert make("day")("2026-03-01T00:30:00+01:00", 0) == make("day")("2026-02-28T23:30:00Z", 0) == "2026-02-28T00:00:00Z"
+    assert (
+        make("day")("2026-03-01T00:30:00+01:00", 0) == make("day")("2026-02-28T23:30:00Z", 0) == "2026-02-28T00:00:00Z"
+    )
 
 
 # --- addresses --------------------------------------------------------------------------------------------------------
@@ -198,7 +202,9 @@ def test_truncate_ip_zeroes_the_bits_that_may_not_stay(address: Any, bits4: int,
     assert int(result) == int(address) >> cleared << cleared
 
 
-@pytest.mark.parametrize("text", ["010.1.2.3", "1.2.3", "0x7f000001", "1.2.3.4 ", "1.2.3.4\0", "1.2.3.4/24", "localhost", ""])
+@pytest.mark.parametrize(
+    "text", ["010.1.2.3", "1.2.3", "0x7f000001", "1.2.3.4 ", "1.2.3.4\0", "1.2.3.4/24", "localhost", ""]
+)
 def test_what_is_no_address_is_left_out(text: str) -> None:
     assert make("truncate_ip")(text, 0) is ABSENT
 

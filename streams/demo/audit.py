@@ -8,6 +8,9 @@ event it is from, and which consent of that person was acknowledged when the eve
     again        outputs of one event for one purpose that came more than once
     unexplained  whatever leads back to nothing that was sent
 
+An anonymous output names no consent. It is held to all that the person of its event has written: some consent must
+allow it, and the newest of these must not be older than the one acknowledged.
+
 Rules of this file: no I/O and no clock; each of these counts is zero, or the demo fails.
 """
 
@@ -100,7 +103,8 @@ class Audit:
         self._raw_topics = [source.raw_topic for source in plan.sources]
         self._subject = next(iter(plan.policy.sources.values())).subject
         self._receipts, self._quarantine = plan.policy.topic("receipts"), plan.policy.topic("quarantine")
-        self._allowed: dict[tuple[str, int], dict[str, Rung]] = {}
+        self._allowed: dict[str, dict[int, dict[str, Rung]]] = {}
+        """by person and version of their consent: the rung of each purpose"""
         self._acknowledged: dict[str, int] = {}
         self._in_force: dict[str, int] = {}
         self._without_receipt: list[tuple[Coordinates, str, int]] = []
@@ -127,7 +131,7 @@ class Audit:
 
     def consenting(self, record: ConsentRecord) -> None:
         """A consent is about to be written. Outputs may name it before its acknowledgement is here."""
-        self._allowed[record.subject, record.version] = {
+        self._allowed.setdefault(record.subject, {})[record.version] = {
             purpose: RUNGS[grant.rung] for purpose, grant in record.purposes.items()
         }
 
@@ -226,10 +230,11 @@ class Audit:
         return sent
 
     def _judge(self, sent: Sent, purpose: str, stamp: dict[str, Any]) -> None:
-        rung, version = RUNGS[stamp["rung"]], stamp["consent"]
-        allowed = self._allowed.get((sent.line.person or "", version), {})
+        rung, known = RUNGS[stamp["rung"]], self._allowed.get(sent.line.person or "", {})
+        allowing = [version for version, rungs in known.items() if rung <= rungs.get(purpose, Rung.NOTHING)]
+        version = max(allowing, default=sent.acknowledged) if rung is Rung.ANONYMOUS else stamp.get("consent", -1)
         self.stale += version < sent.acknowledged
-        self.too_much += sent.line.broken or rung > allowed.get(purpose, Rung.NOTHING)
+        self.too_much += sent.line.broken or version not in allowing
         change = self.changes.get(sent.line.person or "")
         if change is not None and purpose in change.allowed:
             change.outputs += sent.in_force >= change.version

@@ -4,6 +4,7 @@ port       what a lane needs of a broker, about ten methods; the exceptions it m
 follower   one partition of the consent topic, all of it, in memory
 lane       the exactly-once worker of one partition number, written against the port
 agents     `rekey` and `minimize`: what one transaction shall hold, from a batch
+topic_id   asks a broker for the id of a topic
 internals  the two places where we reach into aiokafka
 client     the port on aiokafka
 topics     creates the topics and checks them

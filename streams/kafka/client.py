@@ -18,8 +18,9 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.protocol.group import HeartbeatRequest
 
-from streams.kafka.internals import OneCommitProducer, hand_on_raw_records
-from streams.kafka.port import Batch, ConsentBatch, Fenced, OffsetsGone, PortError, Sends
+from streams.kafka.internals import OneCommitProducer, fill, hand_on_raw_records
+from streams.kafka.port import Batch, ConsentBatch, Fenced, Mark, OffsetsGone, PortError, Sends
+from streams.kafka.topic_id import topic_id
 
 __all__ = ["AiokafkaConsents", "AiokafkaLane", "ClientSettings", "Connections", "translated"]
 
@@ -45,7 +46,7 @@ class ClientSettings:
     fetch_bytes: int = 4 << 20
     """the most that is fetched of a partition at once"""
     batch_records: int = 4_000
-    """the most records that one transaction takes of a topic"""
+    """about how many records of a topic one transaction takes at the most; whole batches are taken"""
     batch_bytes: int = 1_000_000
     """the most bytes of one produced record batch; the broker's limit is 1,048,588 unless it was changed"""
     compression: str | None = None
@@ -107,19 +108,21 @@ class AiokafkaConsents:
         self._settings = settings
         self._consumer: AIOKafkaConsumer | None = None
 
-    async def rewind(self) -> int:
+    async def rewind(self) -> Mark:
         """See the port."""
         async with translated():
             consumer = await self._started()
+            # The id first: should the topic be made anew in between, the gate meets an id that is none of ours.
+            known_as = await _topic_id(consumer, self._tp)
             first = (await consumer.beginning_offsets([self._tp]))[self._tp]
             consumer.seek(self._tp, first)
-            return int(first)
+            return Mark(int(first), known_as)
 
     async def read_consents(self) -> ConsentBatch:
         """See the port."""
         async with translated():
             consumer = await self._started()
-            records = await consumer.getmany(self._tp, timeout_ms=500, max_records=5_000)
+            records = await consumer.getmany(self._tp, timeout_ms=500)
             return ConsentBatch(records.get(self._tp, []), await consumer.position(self._tp))
 
     async def close(self) -> None:
@@ -136,7 +139,7 @@ class AiokafkaConsents:
                 await _quietly(consumer.stop())
                 raise
             consumer.assign([self._tp])
-            hand_on_raw_records(consumer)
+            hand_on_raw_records(consumer, self._settings.batch_records)
             self._consumer = consumer
         return self._consumer
 
@@ -199,7 +202,7 @@ class AiokafkaLane:
                     await _quietly(consumer.stop())
                     raise
                 consumer.assign(list(self._tps.values()))
-                hand_on_raw_records(consumer)
+                hand_on_raw_records(consumer, self._settings.batch_records)
                 self._consumer = consumer
             for topic, offset in offsets.items():
                 start = await self.first_offset(topic) if offset is None else offset
@@ -218,7 +221,7 @@ class AiokafkaLane:
         if consumer is None:
             raise PortError("not started")
         async with translated():
-            records = await consumer.getmany(timeout_ms=1_000, max_records=self._settings.batch_records)
+            records = await consumer.getmany(timeout_ms=1_000)
             return [Batch(tp.topic, batch, await consumer.position(tp)) for tp, batch in records.items() if batch]
 
     def lag(self) -> dict[str, int]:
@@ -228,10 +231,13 @@ class AiokafkaLane:
         ends = {topic: self._consumer.highwater(tp) for topic, tp in self._tps.items()}
         return {topic: max(0, ends[topic] - at) for topic, at in self._next.items() if ends[topic] is not None}
 
-    async def end_offset(self) -> int:
+    async def end_offset(self) -> Mark:
         """See the port."""
+        gate, tp = self._shared.gate, self._consent_tp
         async with translated():
-            return int((await self._shared.gate.end_offsets([self._consent_tp]))[self._consent_tp])
+            end = int((await gate.end_offsets([tp]))[tp])
+            # Of the leader: it took the withdrawal, so it knows the topic that the withdrawal was written to.
+            return Mark(end, await _topic_id(gate, tp))
 
     async def begin(self) -> None:
         """See the port."""
@@ -246,13 +252,11 @@ class AiokafkaLane:
         futures = []
         async with translated():
             for (topic, partition), outputs in sends.items():
-                batch = producer.create_batch()
-                for _, key, value, headers, timestamp in outputs:
-                    if batch.append(timestamp=timestamp, key=key, value=value, headers=headers) is None:
-                        futures.append(await producer.send_batch(batch, topic, partition=partition))
-                        batch = producer.create_batch()
-                        batch.append(timestamp=timestamp, key=key, value=value, headers=headers)
-                futures.append(await producer.send_batch(batch, topic, partition=partition))
+                done = 0
+                while done < len(outputs):
+                    batch = producer.create_batch()
+                    done = fill(batch, outputs, done)
+                    futures.append(await producer.send_batch(batch, topic, partition=partition))
             # INVARIANT (exactly once): a commit does not fail for a rejected batch, so each one is asked for.
             for outcome in await asyncio.gather(*futures, return_exceptions=True):
                 if isinstance(outcome, BaseException):
@@ -314,6 +318,14 @@ async def translated() -> AsyncIterator[None]:
     except (OSError, AssertionError, TimeoutError, ValueError) as error:
         # Assertions are how the library checks the states of a transaction; ValueErrors come from broken bytes.
         raise PortError(type(error).__name__) from error
+
+
+async def _topic_id(consumer: AIOKafkaConsumer, tp: TopicPartition) -> bytes | None:
+    client = consumer._client
+    leader = client.cluster.leader_for_partition(tp)
+    if leader is None or leader < 0:
+        raise kafka_errors.LeaderNotAvailableError(tp.topic)
+    return await topic_id(client, leader, tp.topic)
 
 
 async def _quietly(step: Any, seconds: float = 10.0) -> None:

@@ -25,12 +25,16 @@ class Follower:
     def __init__(self, partition: int, port: ConsentPort, owns: Callable[[bytes], bool]) -> None:
         self.partition = partition
         self.consents = Consents(owns)
-        self.position = 0
+        self.position = -1
+        """-1 until the topic has been rewound: nothing is known"""
+        self.topic_id: bytes | None = None
+        """of the topic that is followed; None before it was rewound, or where the broker has no ids"""
         self.unreceipted: list[int] = []
         """Kafka timestamps (ms) of the records applied since the last receipt, for the metric only"""
         self._port = port
         self._moved = asyncio.Event()
-        self._rewind = True
+        self._rewind = asyncio.Event()
+        self._rewind.set()
 
     async def run(self) -> None:
         """Follow for ever. Ends by cancellation only; whatever fails is tried again, and the gate waits meanwhile."""
@@ -55,13 +59,28 @@ class Follower:
             await self._port.close()
 
     async def _step(self) -> None:
-        if self._rewind:
-            position = await self._port.rewind()
-            self._rewind = False
-            self._set(position)
-        batch = await self._port.read_consents()
-        if self._rewind:
-            return  # Asked for while we were waiting: these records belong to a topic that is no more.
+        if self._rewind.is_set():
+            self._rewind.clear()
+            try:
+                first = await self._port.rewind()
+            except BaseException:
+                self._rewind.set()
+                raise
+            self.topic_id = first.topic_id
+            self._set(first.offset)
+        reading = asyncio.ensure_future(self._port.read_consents())
+        asked = asyncio.ensure_future(self._rewind.wait())
+        try:
+            await asyncio.wait([reading, asked], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            asked.cancel()
+            if not reading.done() or self._rewind.is_set():
+                # What was being read belongs to a topic that is no more, or nobody waits for it any more.
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+        if self._rewind.is_set():
+            return
+        batch = reading.result()
         for record in batch.records:
             self.consents.apply(record.key, record.value)
             self.unreceipted.append(record.timestamp)
@@ -78,7 +97,7 @@ class Follower:
         # INVARIANT (fail closed): from here on nobody is known, until the new position passes the gate.
         self.consents.clear()
         self.unreceipted.clear()
-        self._rewind = True
+        self._rewind.set()
         self._set(-1)
 
     async def reach(self, end: int) -> None:

@@ -262,11 +262,21 @@ class Lane:
     async def _gate(self, follower: Follower) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        end = await self._within(self._port.end_offset())
-        if end < follower.position:
-            log.error("lane %s: the consent topic ends before what was read of it: rebuilding, all denied", self.name)
-            follower.rebuild()
-            self._through = -1
+        while True:
+            end = await self._within(self._port.end_offset())
+            known = follower.position >= 0
+            if known and (end.offset < follower.position or end.topic_id != follower.topic_id):
+                # INVARIANT (fail closed): what was read of another topic, or of a part that is no more, counts for
+                # nothing. Offsets alone do not show it: the new topic may have grown beyond the old position.
+                log.error("lane %s: the consent topic is not the one that was read: rebuilding, all denied", self.name)
+                follower.rebuild()
+                self._through = -1
+            await self._reach(follower, end.offset)
+            if end.topic_id == follower.topic_id:
+                break
+        self._watch.gate(self.name, loop.time() - began)
+
+    async def _reach(self, follower: Follower, end: int) -> None:
         reached = asyncio.ensure_future(follower.reach(end))
         resume = self.state
         try:
@@ -279,7 +289,6 @@ class Lane:
         finally:
             reached.cancel()
         self._become(resume if resume is not LaneState.PARKED else LaneState.RUNNING)
-        self._watch.gate(self.name, loop.time() - began)
 
     async def _commit(self, work: Work, offsets: Mapping[str, int]) -> None:
         loop = asyncio.get_running_loop()

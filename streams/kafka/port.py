@@ -18,6 +18,7 @@ __all__ = [
     "ConsentPort",
     "Fenced",
     "LanePort",
+    "Mark",
     "OffsetsGone",
     "PortError",
     "Sends",
@@ -51,6 +52,17 @@ class Unreadable(OffsetsGone):
         self.after = after
 
 
+class Mark(NamedTuple):
+    """An offset of the consent partition, and the id of the topic that it belongs to.
+
+    A topic that was deleted and made anew has the same name, offsets that look familiar, and another id. None: the
+    broker has no ids.
+    """
+
+    offset: int
+    topic_id: bytes | None
+
+
 class Batch(NamedTuple):
     """Records of one topic (the lane's partition of it), in order, and the offset at which reading goes on."""
 
@@ -73,7 +85,7 @@ Sends = Mapping[tuple[str, int], Sequence[Output]]
 class ConsentPort(Protocol):
     """Reads one partition of the consent topic, read_committed, without a group."""
 
-    async def rewind(self) -> int:
+    async def rewind(self) -> Mark:
         """Go to the first offset that the broker has, and return it."""
 
     async def read_consents(self) -> ConsentBatch:
@@ -117,8 +129,8 @@ class LanePort(Protocol):
     def lag(self) -> dict[str, int]:
         """Return, by topic, how many records lie between the committed offset and the end that was last seen."""
 
-    async def end_offset(self) -> int:
-        """Ask the consent partition's leader for its end offset, read_uncommitted: one request a call, never cached."""
+    async def end_offset(self) -> Mark:
+        """Ask the consent partition's leader for its end offset, read_uncommitted: asked at each call, never cached."""
 
     async def begin(self) -> None:
         """Begin a transaction."""

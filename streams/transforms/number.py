@@ -38,12 +38,7 @@ def _round(step: Any, _context: Context) -> Form:
 
 
 def _bucket(edges: Any, _context: Context) -> Form:
-    if (
-        type(edges) is not list
-        or not edges
-        or not all(map(_number, edges))
-        or any(a >= b for a, b in pairwise(edges))
-    ):
+    if type(edges) is not list or not edges or not all(map(_number, edges)) or any(a >= b for a, b in pairwise(edges)):
         raise ValueError("wanted the edges, numbers that rise, as in {bucket: [0, 10, 50]}")
     inner = [f"{a}..{b}" for a, b in pairwise(edges)]
     labels = [f"<{edges[0]}", *inner, f">={edges[-1]}"]

@@ -7,6 +7,7 @@ from streams.transforms.form import ABSENT, Context, Example, Form, Kind
 
 __all__ = ["PSEUDONYM"]
 
+
 def _pseudonym(_parameters: None, context: Context) -> Form:
     # Another key than the subject's: a field that repeats the subject must not be recognizable as such.
     names = Pseudonyms(context.master, context.purpose, context.rotate, kind="field")

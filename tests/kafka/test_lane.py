@@ -337,6 +337,28 @@ async def test_a_consent_topic_that_ends_too_early_denies_everyone_until_it_is_r
     assert lane.ready
 
 
+async def test_a_consent_topic_made_anew_is_noticed_when_it_has_grown_beyond_what_was_read(bench: Bench) -> None:
+    bench.consent("ana", 1)
+    bench.event("ana", 0)
+    bench.start()
+    await bench.all_handled()
+    held = asyncio.Event()
+
+    async def hold_back(name: str, _partition: int) -> None:
+        if name == "read_consents":
+            await held.wait()  # The follower looks away, as a paused worker does.
+
+    bench.broker.hook = hold_back
+    bench.broker.recreate("lane.consents", 0)
+    bench.consent("ana", 2, "nothing")
+    for n in range(9):
+        bench.consent(f"other-{n}", 1)
+    bench.event("ana", 1)
+    held.set()
+    await bench.all_handled()
+    assert bench.outputs() == [0]
+
+
 async def test_what_retention_took_is_recorded_and_the_lane_goes_on(bench: Bench) -> None:
     bench.consent("ana", 1)
     bench.event("ana", 0)
