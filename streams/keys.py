@@ -15,6 +15,7 @@ import struct
 import sys
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -104,14 +105,20 @@ class MasterKey:
             SettingsError: the file is there already (it is never overwritten: its pseudonyms would be lost), or cannot
                 be written.
         """
+        unfinished = file.with_name(f".{file.name}.{os.getpid()}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            file.touch(mode=0o600, exist_ok=False)
-            file.write_text(secrets.token_hex(32) + "\n", "ascii")
+            unfinished.touch(mode=0o600, exist_ok=False)
+            unfinished.write_text(secrets.token_hex(32) + "\n", "ascii")
+            # Whole or not at all, and never over another's: two first starts at once agree on one key.
+            os.link(unfinished, file)
         except OSError as error:
             if isinstance(error, FileExistsError) and file.exists():
                 raise SettingsError(f"key file `{file}` is there already and is not overwritten") from None
             raise SettingsError(f"key file `{file}` cannot be written: {type(error).__name__}") from None
+        finally:
+            with suppress(OSError):
+                unfinished.unlink()
 
 
 class Pseudonyms:
@@ -240,6 +247,12 @@ def installation_key(file: Path | None, *, create: bool = True) -> MasterKey:
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     file = home / "celosia" / "key"
     if create and not file.exists():
-        MasterKey.create(file)
-        print(f"celosia: made a new key in {file}; every worker of one deployment needs the same file", file=sys.stderr)
+        try:
+            MasterKey.create(file)
+            made = f"celosia: made a new key in {file}; every worker of one deployment needs the same file"
+            print(made, file=sys.stderr)
+        except SettingsError:
+            # Another first start was quicker: its key is ours too.
+            if not file.exists():
+                raise
     return MasterKey.of_file(file)

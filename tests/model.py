@@ -660,7 +660,7 @@ URL = re.compile(r"(https?)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#.*)?", re.IGNOR
 
 
 def url(value: Any, parameters: dict[str, Any] | None) -> Any:
-    """Keep scheme, host, port and path, and the parameters that are named (RFC 3986, appendix B)."""
+    """Keep scheme, host, port and path without its parameters, and the parameters that are named (RFC 3986)."""
     found = URL.fullmatch(value) if isinstance(value, str) else None
     if found is None:
         return None
@@ -674,6 +674,7 @@ def url(value: Any, parameters: dict[str, Any] | None) -> Any:
         if pair and unquote_plus(name) in (parameters or {}).get("keep_query", []):
             kept.append(f"{quote_plus(unquote_plus(name))}={quote_plus(unquote_plus(content))}")
     port = f":{int(place[2])}" if int(place[2] or 0) else ""
+    path = re.sub(r";[^/]*", "", path)
     return f"{scheme.lower()}://{place[1].lower()}{port}{path}" + ("?" + "&".join(kept) if kept else "")
 
 

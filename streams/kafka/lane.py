@@ -272,7 +272,7 @@ class Lane:
                 follower.rebuild()
                 self._through = -1
             await self._reach(follower, end.offset)
-            if end.topic_id == follower.topic_id:
+            if end.topic_id == follower.topic_id and follower.position >= end.offset:
                 break
         self._watch.gate(self.name, loop.time() - began)
 

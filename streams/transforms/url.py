@@ -1,5 +1,6 @@
 """Addresses of pages without what was typed into them."""
 
+import re
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -7,6 +8,10 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from streams.transforms.form import ABSENT, Context, Example, Form, Kind
 
 __all__ = ["URL"]
+
+
+# Parameters of a path's segments (RFC 3986, 3.3): `;jsessionid=...` is where servers put what is not in a cookie.
+_PATH_PARAMETERS = re.compile(r";[^/]*")
 
 
 def _url(parameters: Any, _context: Context) -> Form:
@@ -31,7 +36,8 @@ def _url(parameters: Any, _context: Context) -> Form:
         if ":" in host:
             host = f"[{host}]"
         kept = urlencode([(name, value) for name, value in query if name in kept_names])
-        return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}{'?' if kept else ''}{kept}"
+        path = _PATH_PARAMETERS.sub("", parts.path)
+        return f"{parts.scheme}://{host}{f':{port}' if port else ''}{path}{'?' if kept else ''}{kept}"
 
     return lambda value, _at: strip(value) if type(value) is str else ABSENT
 
@@ -44,7 +50,7 @@ _QUERY = {
 
 URL = Kind(
     "url",
-    "an http(s) address without user, password, query and fragment; parameters named in `keep_query` stay",
+    "an http(s) address without user, password, path parameters, query and fragment; what `keep_query` names stays",
     "search words, e-mail addresses and session tokens in links",
     _url,
     _QUERY,
@@ -55,6 +61,7 @@ URL = Kind(
             "https://shop.example/p/7?q=gift&utm_source=mail",
             "https://shop.example/p/7?utm_source=mail",
         ),
+        Example(None, "https://shop.example/p;jsessionid=1A2B/7;v=2", "https://shop.example/p/7"),
         Example(None, "https://ana:secret@Shop.Example:8443/", "https://shop.example:8443/"),
         Example(None, "https://[2001:db8::1]/p", "https://[2001:db8::1]/p"),
         Example(None, "https://shop.example/p/7", "https://shop.example/p/7"),
