@@ -137,7 +137,7 @@ def run_worker(settings: Settings) -> int:
     _log_to_stderr(settings.log_level)
     # A batch makes thousands of objects that live until it is sent and are in no cycle: the collector would walk all
     # of them again and again, at a third of the worker's time.
-    gc.set_threshold(200_000, 20, 20)
+    gc.set_threshold(100_000, 20, 20)
     uvloop.install()
     asyncio.set_event_loop(asyncio.new_event_loop())
     app = make_app(settings)

@@ -43,7 +43,7 @@ class ClientSettings:
     transactional: bool = True
     transaction_timeout: int = 60_000
     session_timeout: int = 10_000
-    fetch_bytes: int = 4 << 20
+    fetch_bytes: int = 2 << 20
     """the most that is fetched of a partition at once"""
     batch_records: int = 4_000
     """about how many records of a topic one transaction takes at the most; whole batches are taken"""
@@ -322,6 +322,8 @@ async def translated() -> AsyncIterator[None]:
 
 async def _topic_id(consumer: AIOKafkaConsumer, tp: TopicPartition) -> bytes | None:
     client = consumer._client
+    if client.cluster.partitions_for_topic(tp.topic) is None:
+        await client._wait_on_metadata(tp.topic)
     leader = client.cluster.leader_for_partition(tp)
     if leader is None or leader < 0:
         raise kafka_errors.LeaderNotAvailableError(tp.topic)

@@ -34,6 +34,8 @@ class _Buffer(OrderedDict[TopicPartition, Any]):
     def __setitem__(self, tp: TopicPartition, result: Any) -> None:
         if isinstance(result, FetchResult):
             result.getall = _RawRecords(tp, result, self._most).take
+            # The library's own iterator is not used, and holds the whole answer in a cycle until it has run to its end.
+            result._partition_records._records_iterator = None
         super().__setitem__(tp, result)
 
 
@@ -66,15 +68,22 @@ class _RawRecords:
                 found += self._readable(fetched, batch)
             except Exception as error:
                 if found:
-                    result._update_position()
-                    result._partition_records = None  # So that it is fetched again from the broken batch on.
+                    self._finish()  # So that it is fetched again from the broken batch on.
                     return found
                 raise self._unreadable(fetched.next_fetch_offset, batch) from error
             fetched.next_fetch_offset = batch.next_offset
-        result._update_position()
-        if not fetched._records.has_next():
-            result._partition_records = None
+        if fetched._records.has_next():
+            result._update_position()
+        else:
+            self._finish()
         return found
+
+    def _finish(self) -> None:
+        result = self._result
+        result._update_position()
+        result._partition_records = None
+        # The answer and this object hold each other: without this, megabytes wait for the garbage collector.
+        del result.getall
 
     def _readable(self, fetched: Any, batch: Any) -> list[Any]:
         if fetched._check_crcs and not batch.validate_crc():
