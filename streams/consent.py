@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum, StrEnum
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -92,9 +92,8 @@ class GrantRecord(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
 class ConsentRecord(msgspec.Struct, forbid_unknown_fields=True):
     """The value of a record on the consent topic. Its key is `subject` in UTF-8. What is not named is not allowed.
 
-    An unknown field is refused rather than skipped: it may be a limit that this version cannot keep. So is a time with
-    more than six digits after the second: it would be rounded to a microsecond, and a grant could begin too early or
-    end too late.
+    An unknown field is refused rather than skipped: it may be a limit that this version cannot keep. Times go to the
+    strict side of the millisecond, however fine they are written: `since` up, `until` down.
     """
 
     subject: Annotated[str, msgspec.Meta(min_length=1)]
@@ -123,19 +122,27 @@ _MILLISECOND = timedelta(milliseconds=1)
 _decode = msgspec.json.Decoder(ConsentRecord).decode
 
 
-_TOO_FINE = re.compile(r"\.[0-9]{7}")
-_MAY_BE_TOO_FINE = re.compile(_TOO_FINE.pattern.encode())
+_FINE = re.compile(rb"\.[0-9]{7}")
 
 
-def _exact(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = dict(pairs)
     if len(names) != len(pairs):
         raise ValueError("a name is given twice")
-    for time in (names.get("since"), names.get("until")):
-        # Elsewhere a purpose may have such a name; then it is not a string.
-        if isinstance(time, str) and _TOO_FINE.search(time):
-            raise ValueError("a time is finer than a microsecond")
     return names
+
+
+def _exactly(text: str, *, up: bool) -> int:
+    """Return a time in ms, digit by digit: the decoder rounds to microseconds, to either side.
+
+    >>> _exactly("1970-01-01T00:00:01.0000000001Z", up=True), _exactly("1970-01-01T00:00:01.0019999999Z", up=False)
+    (1001, 1001)
+    """
+    second, _, rest = text.partition(".")
+    zone = rest.lstrip("0123456789")
+    digits = rest[: len(rest) - len(zone)]
+    ms = (datetime.fromisoformat(second + zone) - _EPOCH) // _MILLISECOND + int(f"{digits:0<3}"[:3])
+    return ms + 1 if up and digits[3:].strip("0") else ms
 
 
 def read_consent(value: bytes) -> tuple[str, Consent]:
@@ -167,9 +174,12 @@ def read_consent(value: bytes) -> tuple[str, Consent]:
             grants[purpose] = Grant(RUNGS[grant.rung], since, until)
         # Parsers let the last of two equal names win. Which of `"rung":"nothing","rung":"identified"` was meant is
         # not ours to guess. Counting quotation marks finds an extra name; only then is the exact question asked.
-        # The decoder rounds to microseconds, to either side: what is finer is not ours to round.
-        if b"\\" in value or value.count(b'"') != 2 * (names + strings) or _MAY_BE_TOO_FINE.search(value):
-            json.loads(value, object_pairs_hook=_exact)
+        if b"\\" in value or value.count(b'"') != 2 * (names + strings) or _FINE.search(value):
+            given = json.loads(value, object_pairs_hook=_no_duplicates)["purposes"]
+            for purpose, grant in record.purposes.items():
+                since = _exactly(given[purpose]["since"], up=True)
+                until = FOREVER if grant.until is None else _exactly(given[purpose]["until"], up=False)
+                grants[purpose] = Grant(RUNGS[grant.rung], since, until)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError("not a consent record") from error
     return record.subject, Consent(record.version, grants)

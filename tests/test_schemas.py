@@ -10,6 +10,8 @@ import asyncio
 import json
 from collections.abc import Mapping
 from datetime import datetime
+from fractions import Fraction
+from math import ceil, floor
 from pathlib import Path
 from typing import Any
 
@@ -218,14 +220,22 @@ def test_where_schema_and_program_differ(value: bytes, schema_says: bool, progra
     "fraction", ["0000004", "0009999999", "0000000", "123456789", "\\u0030000004", "0000004\\u0030", "000000\\u0034"]
 )
 @pytest.mark.parametrize("name", ["since", "until", "sinc\\u0065"])
-def test_a_time_finer_than_a_microsecond_makes_a_consent_unreadable(name: str, fraction: str) -> None:
+def test_a_time_finer_than_a_microsecond_goes_to_the_strict_side(name: str, fraction: str) -> None:
     # The decoder would round these: 0.4 us down to a `since` that is too early, 999.9999 us up to a late `until`.
     times = {"since": SINCE[0], "until": "2030-01-01T00:00:00Z"}
     del times["since" if name.startswith("sinc") else name]
     others = "".join(f'"{other}":"{time}",' for other, time in times.items())
     grant = f'{{"rung":"identified",{others}"{name}":"2029-12-31T00:00:00.{fraction}Z"}}'
     value = f'{{"subject":"ana","version":1,"purposes":{{"ads":{grant}}}}}'.encode()
-    assert (fits(value), reads(value)) == (False, False)
+    assert (fits(value), reads(value)) == (True, True)
+    made = read_consent(value)[1].grants["ads"]
+    digits = json.loads(f'"{fraction}"')
+    exact = 1000 * Fraction(f"0.{digits}")
+    base = 1_893_369_600_000  # 2029-12-31T00:00:00Z
+    if name == "until":
+        assert made.until == base + floor(exact)
+    else:
+        assert made.since == base + ceil(exact)
 
 
 def test_what_is_no_time_may_look_like_a_fine_one() -> None:
