@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
@@ -136,7 +137,7 @@ def docker_kafka() -> Iterator[Broker]:
 
 def create_topics(bootstrap: str, topics: Mapping[str, tuple[int, int, Mapping[str, str]]]) -> None:
     """Create topics (number of partitions, number of replicas, settings) and wait until all have leaders."""
-    admin = _admin(bootstrap)
+    admin = admin_client(bootstrap)
     wanted = [
         NewTopic(name, num_partitions=partitions, replication_factor=replicas, config=dict(config))
         for name, (partitions, replicas, config) in topics.items()
@@ -158,7 +159,7 @@ def create_topics(bootstrap: str, topics: Mapping[str, tuple[int, int, Mapping[s
 
 def delete_topics(bootstrap: str, names: Iterable[str]) -> None:
     """Delete topics and wait until no broker lists them."""
-    admin, names = _admin(bootstrap), list(names)
+    admin, names = admin_client(bootstrap), list(names)
     for future in admin.delete_topics(names, operation_timeout=SECONDS).values():
         future.result(SECONDS)
     wait_until(lambda: not set(names) & set(admin.list_topics(timeout=SECONDS).topics), f"{names} are gone")
@@ -273,7 +274,13 @@ def _client(bootstrap: str) -> dict[str, Any]:
     }
 
 
-def _admin(bootstrap: str) -> AdminClient:
+@cache
+def admin_client(bootstrap: str) -> AdminClient:
+    """The admin client for a broker: one, that lives as long as the tests.
+
+    One that is let go while its background thread hands on an answer is destroyed by that very thread, which ends the
+    process (confluentinc/confluent-kafka-python, pull requests 2129 and 2131).
+    """
     return AdminClient(_client(bootstrap))
 
 
@@ -333,7 +340,7 @@ def _bytes(value: str | bytes | None) -> bytes | None:
 
 def _answers(bootstrap: str) -> bool:
     try:
-        return bool(_admin(bootstrap).list_topics(timeout=1).brokers)
+        return bool(admin_client(bootstrap).list_topics(timeout=1).brokers)
     except KafkaException:
         return False
 

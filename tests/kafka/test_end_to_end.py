@@ -13,13 +13,12 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
-from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions
 
 from streams.embedded import ApacheKafka
 from streams.kafka.lane import Receipt
 from streams.outcome import Kind
-from tests.kafka.brokers import Broker, delete_topics, end_offsets, produce, wait_until
+from tests.kafka.brokers import Broker, admin_client, delete_topics, end_offsets, produce, wait_until
 from tests.kafka.retail import (
     ASSORTMENT,
     ORDERS,
@@ -322,7 +321,7 @@ def test_topics_that_do_not_fit_are_named(shop: Deployment, topic: str, fault: s
 
 def spoil(shop: Deployment, topic: str, fault: str) -> None:
     """Make one thing wrong with a topic."""
-    admin = AdminClient({"bootstrap.servers": shop.bootstrap})
+    admin = admin_client(shop.bootstrap)
     if fault == "missing":
         delete_topics(shop.bootstrap, [topic])
     elif fault == "partitions":

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
 
 from streams.embedded import apache_kafka, java_and_maven
 from streams.kafka.partitioner import partition_of
-from tests.kafka.brokers import SECONDS, Broker, Record, delete_topics, end_offsets, produce, wait_until
+from tests.kafka.brokers import SECONDS, Broker, Record, admin_client, delete_topics, end_offsets, produce, wait_until
 from tests.kafka.retail import ASSORTMENT, RECOMMENDATIONS, consent, event, now_ms, purchases, retail_policy
 from tests.kafka.worker import PARTITIONS, Deployment, Worker, deployed
 
@@ -295,7 +294,7 @@ def published(shop: Deployment) -> list[tuple[int, int]]:
 
 def delete_before(shop: Deployment, topic: str, partition: int, offset: int) -> None:
     """Do what retention does."""
-    admin = AdminClient({"bootstrap.servers": shop.bootstrap})
+    admin = admin_client(shop.bootstrap)
 
     def deleted() -> bool:
         [future] = admin.delete_records([TopicPartition(topic, partition, offset)]).values()

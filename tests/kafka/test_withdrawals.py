@@ -16,12 +16,11 @@ from pathlib import Path
 import msgspec
 import pytest
 from confluent_kafka import OFFSET_END, Consumer, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from streams.embedded import ApacheKafka
 from streams.kafka.lane import Receipt
-from tests.kafka.brokers import SECONDS, Broker, ToSend, produce
+from tests.kafka.brokers import SECONDS, Broker, ToSend, admin_client, produce
 from tests.kafka.retail import RECOMMENDATIONS, consent, event, now_ms, purchases, retail_policy
 from tests.kafka.worker import DRAINED, PARTITIONS, Deployment, deployed
 
@@ -177,7 +176,7 @@ def apart(cluster: ApacheKafka, topic_prefix: str, tmp_path: Path) -> Iterator[D
             deployment.raw: (0, durable),
             deployment.consents: (1, durable | {"cleanup.policy": "compact"}),
         }
-        admin = AdminClient({"bootstrap.servers": cluster.bootstrap})
+        admin = admin_client(cluster.bootstrap)
         new = [
             NewTopic(
                 topic,

@@ -22,7 +22,6 @@ from typing import Any, Self
 import msgspec
 import yaml
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.admin._resource import ResourceType
 from prometheus_client.parser import text_string_to_metric_families
@@ -34,7 +33,7 @@ from streams.keys import MasterKey
 from streams.outcome import Output
 from streams.plan import Plan, compile_plan
 from streams.policy import load_policy
-from tests.kafka.brokers import SECONDS, Record, end_offsets, read_all, wait_until
+from tests.kafka.brokers import SECONDS, Record, admin_client, end_offsets, read_all, wait_until
 
 ROOT = Path(__file__).parents[2]
 PARTITIONS = 4
@@ -160,7 +159,7 @@ class Deployment:
         self.plan: Plan = compile_plan(loaded, MasterKey.of_file(self.key_file))
         self.replication = replication
         self.workers: list[Worker] = []
-        self._admin = AdminClient({"bootstrap.servers": bootstrap, "broker.address.family": "v4"})
+        self._admin = admin_client(bootstrap)
 
     def __enter__(self) -> Self:
         return self
