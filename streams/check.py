@@ -22,7 +22,17 @@ from streams.files import Line, TooLong
 from streams.plan import Plan, SourcePlan
 from streams.policy import Policy
 
-__all__ = ["Survey", "Unnamed", "decode_object", "describe", "in_words", "named_paths", "survey", "unnamed_leaves"]
+__all__ = [
+    "Survey",
+    "Unnamed",
+    "decode_object",
+    "describe",
+    "in_words",
+    "named_paths",
+    "survey",
+    "unnamed_leaves",
+    "warnings",
+]
 
 _UNITS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s"))
 _ORDINARY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
@@ -33,6 +43,29 @@ _DEEPEST = 16
 _FEWEST, _ONE_IN = 2, 5
 _HIDDEN = "*"
 _ARRAY = "[]"
+
+
+def warnings(policy: Policy) -> list[str]:
+    """Return what is allowed and deserves a second look, one line each.
+
+    A field that identifies (a unique id kept as it is) and serves two purposes lets their consumers find each other's
+    pseudonyms; a field whose name says something else than its category may have been misjudged.
+    """
+    found = []
+    for event, fields in policy.events.items():
+        for path, rule in fields.items():
+            served = [name for name in policy.purposes if policy.serves(rule, name)]
+            ident = rule.is_.startswith(("user.unique_id", "system.operations", "user.device", "user.contact"))
+            if len(served) > 1 and ident and not rule.as_:
+                found.append(
+                    f"events.{event}.{path}: kept as it is for {', '.join(served)}: who reads both can link their "
+                    "pseudonyms; serve one purpose, or give it the form `pseudonym`"
+                )
+            guess = suggest(path)
+            if rule.for_ and guess is not None and red_line(guess) and guess != rule.is_:
+                what = f"it is named like `{guess}` and classified `{rule.is_}`; look again"
+                found.append(f"events.{event}.{path}: {what}")
+    return found
 
 
 def in_words(ms: int) -> str:

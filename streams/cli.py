@@ -113,9 +113,8 @@ def check(file: Path, sample: Path | None, source: str | None, strict: bool) -> 
 
     With --sample, also tell what the events hold that the policy does not name. No value of an event is shown.
     """
-    from streams.check import describe, survey
+    from streams.check import describe, survey, warnings
     from streams.files import choose_source, open_input, read_lines
-    from streams.policy import warnings
 
     plan = _compile(file)
     _print(describe(plan))

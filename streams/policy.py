@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from streams.categories import about_a_person, closest, known_categories, red_line, suggest
+from streams.categories import about_a_person, closest, known_categories, red_line
 from streams.consent import RUNGS, Rung
 from streams.errors import PolicyError
 from streams.sources import SHAPES, Paths
@@ -46,10 +46,13 @@ Duration = Annotated[
     BeforeValidator(_duration, json_schema_input_type=Annotated[str, Field(pattern=f"^{_DURATION.pattern}$")]),
 ]
 """Milliseconds, written as 500ms, 30s, 10m, 12h or 30d."""
-Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+_TOPIC = r"^[a-zA-Z0-9._-]{1,249}$"
 # Not what JSON must write with a backslash: the decoder compares names as they stand in the bytes.
-Path_ = Annotated[str, Field(pattern=r'^[^.\s"\\\x00-\x1f]+(\.[^.\s"\\\x00-\x1f]+)*$', max_length=500)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+([.-][a-z0-9_]+)*$", max_length=100)]
+_PATH = r'^[^.\s"\\\x00-\x1f]+(\.[^.\s"\\\x00-\x1f]+)*$'
+_NAME = r"^[a-z0-9_]+([.-][a-z0-9_]+)*$"
+Topic = Annotated[str, Field(pattern=_TOPIC)]
+Path_ = Annotated[str, Field(pattern=_PATH, max_length=500)]
+Name = Annotated[str, Field(pattern=_NAME, max_length=100)]
 RungKey = Literal["crowd", "anonymous", "pseudonymous", "identified"]
 
 
@@ -250,6 +253,11 @@ def _place(lines: dict[_Path, int], path: _Path) -> str:
 
 
 _MODELS: dict[str, type[_Model]] = {"sources": Source, "purposes": Purpose, "topics": Topics}
+_WANTED = {
+    _TOPIC: "wanted a topic's name: letters, digits, `.`, `_` and `-`, at most 249",
+    _NAME: "wanted a name of small letters, digits and `_`, its parts joined by `.` or `-`",
+    _PATH: "wanted a dotted path: names without quotes, spaces and backslashes, joined by `.`",
+}
 _SAID = {"missing": "it is missing; add it", "model_type": "wanted a mapping"}
 
 
@@ -266,6 +274,12 @@ def _finding(lines: dict[_Path, int], item: Any) -> str:
         model = FieldRule if path[0] == "events" else _MODELS.get(path[0], Policy)
         names = [field.alias or name for name, field in model.model_fields.items()]
         return f"{place}: `{path[-1]}` is not known here{closest(path[-1], names)} (known: {', '.join(names)})"
+    came = item["input"]
+    if item["type"] == "literal_error" and isinstance(came, str):
+        words = re.findall("'([^']+)'", item["ctx"]["expected"])
+        return f"{place}: unknown word `{came}`{closest(came, words)} (known: {', '.join(words)})"
+    if item["type"] == "string_pattern_mismatch":
+        return f"{place}: {_WANTED[item['ctx']['pattern']]}"
     message = item["msg"].removeprefix("Value error, ")
     return f"{place}: {message[:1].lower()}{message[1:]}"
 
@@ -375,26 +389,3 @@ def _check_form(form: str | dict[str, Any]) -> Iterator[str]:
         yield f"unknown form `{name}`{closest(name, list(FORMS))} (known: {', '.join(FORMS)})"
     elif isinstance(form, dict) and FORMS[name].parameters is None:
         yield f"`{name}` takes no parameters; write it without"
-
-
-def warnings(policy: Policy) -> list[str]:
-    """Return what is allowed and deserves a second look, one line each.
-
-    A field that identifies (a unique id kept as it is) and serves two purposes lets their consumers find each other's
-    pseudonyms; a field whose name says something else than its category may have been misjudged.
-    """
-    found = []
-    for event, fields in policy.events.items():
-        for path, rule in fields.items():
-            served = [name for name in policy.purposes if policy.serves(rule, name)]
-            ident = rule.is_.startswith(("user.unique_id", "system.operations", "user.device", "user.contact"))
-            if len(served) > 1 and ident and not rule.as_:
-                found.append(
-                    f"events.{event}.{path}: kept as it is for {', '.join(served)}: who reads both can link their "
-                    "pseudonyms; serve one purpose, or give it the form `pseudonym`"
-                )
-            guess = suggest(path)
-            if rule.for_ and guess is not None and red_line(guess) and guess != rule.is_:
-                what = f"it is named like `{guess}` and classified `{rule.is_}`; look again"
-                found.append(f"events.{event}.{path}: {what}")
-    return found

@@ -132,15 +132,7 @@ class AiokafkaConsents:
 
     async def _started(self) -> AIOKafkaConsumer:
         if self._consumer is None:
-            consumer = _reader(self._settings, f"consents-{self._tp.partition}")
-            try:
-                await consumer.start()
-            except BaseException:
-                await _quietly(consumer.stop())
-                raise
-            consumer.assign([self._tp])
-            hand_on_raw_records(consumer, self._settings.batch_records)
-            self._consumer = consumer
+            self._consumer = await _reader(self._settings, f"consents-{self._tp.partition}", [self._tp])
         return self._consumer
 
 
@@ -195,15 +187,7 @@ class AiokafkaLane:
         """See the port."""
         async with translated():
             if self._consumer is None:
-                consumer = _reader(self._settings, f"lane-{self._name}")
-                try:
-                    await consumer.start()
-                except BaseException:
-                    await _quietly(consumer.stop())
-                    raise
-                consumer.assign(list(self._tps.values()))
-                hand_on_raw_records(consumer, self._settings.batch_records)
-                self._consumer = consumer
+                self._consumer = await _reader(self._settings, f"lane-{self._name}", list(self._tps.values()))
             for topic, offset in offsets.items():
                 start = await self.first_offset(topic) if offset is None else offset
                 self._consumer.seek(self._tps[topic], start)
@@ -337,8 +321,9 @@ async def _quietly(step: Any, seconds: float = 10.0) -> None:
             await step
 
 
-def _reader(settings: ClientSettings, name: str) -> AIOKafkaConsumer:
-    return AIOKafkaConsumer(
+async def _reader(settings: ClientSettings, name: str, tps: list[TopicPartition]) -> AIOKafkaConsumer:
+    """Start a consumer of these partitions, without a group, that hands on raw records."""
+    consumer = AIOKafkaConsumer(
         **settings.common(name),
         enable_auto_commit=False,
         auto_offset_reset="none",
@@ -347,3 +332,11 @@ def _reader(settings: ClientSettings, name: str) -> AIOKafkaConsumer:
         fetch_max_bytes=4 * settings.fetch_bytes,
         fetch_max_wait_ms=settings.fetch_wait,
     )
+    try:
+        await consumer.start()
+    except BaseException:
+        await _quietly(consumer.stop())
+        raise
+    consumer.assign(tps)
+    hand_on_raw_records(consumer, settings.batch_records)
+    return consumer
