@@ -411,7 +411,6 @@ def test_consent_topic_made_anew_denies_until_it_is_filled(shop: Deployment) -> 
     assert worker.running
 
 
-@pytest.mark.chaos  # It stops and starts a broker of its own; `test_internals.py` has the same on bytes.
 def test_corrupt_batch_on_disk_leaves_a_record_and_loses_no_good_one(topic_prefix: str, tmp_path: Path) -> None:
     if reason := java_and_maven():
         pytest.skip(reason)
