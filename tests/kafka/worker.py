@@ -163,7 +163,7 @@ class Deployment:
         # Never subscribes, so it is no member of the group; read_committed: it waits for offsets that are pending.
         self._observer = Consumer(
             {"bootstrap.servers": bootstrap, "group.id": group, "isolation.level": "read_committed",
-             "enable.auto.commit": False, "broker.address.family": "v4"}
+             "enable.auto.commit": False, "broker.address.family": "v4", "log_level": 0}
         )  # fmt: skip
 
     def __enter__(self) -> Self:
