@@ -25,7 +25,7 @@ Read it in this order; a module imports only modules above it.
     embedded      brokers for the demonstration and the tests
     demo/         a running shop to watch
     schemas       JSON Schemas, written from the models
-    cli           the commands
+    cli/          the commands
 
 The names below can be imported from here. They are loaded when they are used: importing `streams` itself is cheap.
 

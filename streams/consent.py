@@ -16,11 +16,12 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum, StrEnum
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import msgspec
 
 __all__ = [
+    "BARRIER",
     "FOREVER",
     "RUNGS",
     "Consent",
@@ -32,10 +33,16 @@ __all__ = [
     "Rung",
     "rule_1",
     "stricter",
+    "write_consent",
 ]
 
 FOREVER = 1 << 63
 """A time in milliseconds that never comes, not even in Kafka: the `until` of a grant that has none."""
+
+
+BARRIER = b"\0celosia-barrier"
+"""The key of the records that the strict gate writes to the consent topic. They are nobody's and say nothing; their
+values are null, so that compaction removes them. No consent can be given under this key."""
 
 
 class Rung(IntEnum):
@@ -120,6 +127,7 @@ class Consent(NamedTuple):
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _decode = msgspec.json.Decoder(ConsentRecord).decode
+_encode = msgspec.json.Encoder().encode
 
 
 _FINE = re.compile(rb"\.[0-9]{7}")
@@ -185,6 +193,21 @@ def read_consent(value: bytes) -> tuple[str, Consent]:
     return record.subject, Consent(record.version, grants)
 
 
+def write_consent(subject: str, consent: Consent) -> bytes:
+    """Return a consent as the value of a record, to be written under the key `subject` in UTF-8.
+
+    >>> grant = Grant(Rung.ANONYMOUS, since=1000, until=FOREVER)
+    >>> write_consent("ana", Consent(3, {"ads": grant}))
+    b'{"subject":"ana","version":3,"purposes":{"ads":{"rung":"anonymous","since":"1970-01-01T00:00:01Z"}}}'
+    """
+    purposes = {}
+    for purpose, (rung, since, until) in consent.grants.items():
+        name = cast("RungName", rung.name.lower())
+        ends = None if until == FOREVER else _EPOCH + until * _MILLISECOND
+        purposes[purpose] = GrantRecord(name, _EPOCH + since * _MILLISECOND, ends)
+    return _encode(ConsentRecord(subject, consent.version, purposes))
+
+
 def stricter(one: Consent, other: Consent) -> Consent:
     """Meet of two consents of one version: per purpose the lower rung, the later since, the earlier until.
 
@@ -233,6 +256,8 @@ class Consents:
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
         """Fold one record in. Never raises: what cannot be read denies."""
+        if key == BARRIER:
+            return
         if key is None or not _is_utf8(key):
             # INVARIANT (fail closed): whose record this is cannot be told, so it may be anyone's withdrawal.
             self.blocked = True

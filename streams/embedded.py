@@ -18,14 +18,22 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from streams.errors import BrokerFailed
 
-__all__ = ["ApacheKafka", "BrokerFailed", "EmbeddedBroker", "apache_kafka", "embedded", "java_and_maven"]
+__all__ = [
+    "ApacheKafka",
+    "BrokerFailed",
+    "EmbeddedBroker",
+    "apache_kafka",
+    "apache_kafka_as",
+    "embedded",
+    "java_and_maven",
+]
 
 START_SECONDS, STOP_SECONDS = 90.0, 30.0
 KAFKA_POM = Path(__file__).parents[1] / "tests" / "kafka" / "pom.xml"
@@ -150,13 +158,14 @@ class ApacheKafka:
     """
 
     transactions = True
+    heap = "512m"
 
     def __init__(self, jars: Path, home: Path, nodes: int, overrides: Mapping[str, str]) -> None:
         free, numbers = _free_ports(2 * nodes), range(1, nodes + 1)
         ports, controllers = (dict(zip(numbers, some, strict=True)) for some in (free[:nodes], free[nodes:]))
         self._home, self._ports, self._processes = home, ports, dict[int, _Process]()
         # Without a file of settings Log4j writes to standard output, and so to the log of the node.
-        self._java = shlex.join(["java", "-Xmx512m", "-Dlog4j2.level=WARN", "-cp", f"{jars}/*"])
+        self._java = shlex.join(["java", f"-Xmx{self.heap}", "-Dlog4j2.level=WARN", "-cp", f"{jars}/*"])
         self._format = f"kafka.tools.StorageTool format --cluster-id={secrets.token_hex(11)} --config"
         version = next((jar.stem.split("-")[-1] for jar in jars.glob("kafka-clients-*.jar")), "(no jars)")
         self.bootstrap = ",".join(f"127.0.0.1:{port}" for port in ports.values())
@@ -175,6 +184,11 @@ class ApacheKafka:
     def pids(self) -> dict[int, int]:
         """Process ids of the nodes that run, by node."""
         return {node: process.pid for node, process in self._processes.items() if process.exit_code() is None}
+
+    @property
+    def ports(self) -> dict[int, int]:
+        """The ports of the nodes, by node."""
+        return dict(self._ports)
 
     def log_dir(self, node: int) -> Path:
         """Where a node keeps its data; what it says is in ``server.log`` one directory further up."""
@@ -218,20 +232,33 @@ class ApacheKafka:
                 rest.callback(process.end, grace=0)
 
 
-@contextmanager
+Kafka = TypeVar("Kafka", bound=ApacheKafka)
+
+
 def apache_kafka(
     jars: Path | None = None, nodes: int = 1, overrides: Mapping[str, str] | None = None
-) -> Iterator[ApacheKafka]:
+) -> AbstractContextManager[ApacheKafka]:
     """Start Apache Kafka (KRaft) with Java 17 from a directory of jars, and end it after the ``with``.
 
     Without `jars` they come from Maven, once, into the cache of the user. `overrides` are lines of
     ``server.properties``, the same for all nodes.
     """
+    return apache_kafka_as(ApacheKafka, jars, nodes, overrides or {})
+
+
+@contextmanager
+def apache_kafka_as(
+    kind: Callable[[Path, Path, int, Mapping[str, str]], Kafka],
+    jars: Path | None,
+    nodes: int,
+    overrides: Mapping[str, str],
+) -> Iterator[Kafka]:
+    """As `apache_kafka`, with nodes that are set up by a class of your own."""
     if fault := _java_fault() if jars else java_and_maven():
         raise _failed("starting Apache Kafka", fault, "install Java 17 and Maven, or use the embedded broker")
     jars = (jars or _jars_from_maven()).absolute()
     with tempfile.TemporaryDirectory(prefix="celosia-kafka-", ignore_cleanup_errors=True) as home:
-        cluster = ApacheKafka(jars, Path(home), nodes, overrides or {})
+        cluster = kind(jars, Path(home), nodes, overrides)
         try:
             cluster.start(*range(1, nodes + 1))
             yield cluster

@@ -14,6 +14,7 @@ from streams.errors import SettingsError
 __all__ = ["Settings", "read_settings"]
 
 Guarantee = Literal["exactly-once", "at-least-once"]
+Gate = Literal["fast", "strict"]
 
 
 class Settings(BaseSettings):
@@ -25,6 +26,8 @@ class Settings(BaseSettings):
     """Kafka's bootstrap servers, host:port, separated by commas"""
     policy: Path
     guarantee: Guarantee = "exactly-once"
+    gate: Gate = "fast"
+    """how a lane asks for consents: `strict` holds even while a leader is cut off from its cluster without knowing"""
     key_file: Path | None = None
     """None: the installation's own key (`streams.keys.installation_key`)"""
     group: Annotated[str | None, Field(pattern=r"^[a-zA-Z0-9._-]{1,200}$")] = None

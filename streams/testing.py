@@ -27,6 +27,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from streams.consent import BARRIER
 from streams.kafka.port import Batch, ConsentBatch, Fenced, Mark, OffsetsGone, PortError, Sends
 
 __all__ = ["Entry", "MemoryBroker", "MemoryConsents", "MemoryLane"]
@@ -303,6 +304,12 @@ class MemoryLane:
         await self._broker.step("end_offset", self._partition)
         log = self._broker.log(self._consents, self._partition)
         return Mark(log.end, log.topic_id)
+
+    async def write_barrier(self) -> Mark:
+        """See the port."""
+        await self._broker.step("write_barrier", self._partition)
+        written = self._broker.append(self._consents, self._partition, BARRIER, None)
+        return Mark(written + 1, self._broker.log(self._consents, self._partition).topic_id)
 
     async def begin(self) -> None:
         """See the port."""

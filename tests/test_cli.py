@@ -279,7 +279,7 @@ def test_an_unexpected_error_tells_its_type_and_place_only(monkeypatch: pytest.M
     monkeypatch.setattr("streams.policy.load_policy", broken)
     result = celosia("check", SHOP)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert re.fullmatch(r"celosia: unexpected KeyError, .* cli\.py:\d+ test_cli\.py:\d+\n", result.stderr)
+    assert re.fullmatch(r"celosia: unexpected KeyError, .* offline\.py:\d+ test_cli\.py:\d+\n", result.stderr)
 
 
 def test_a_broker_that_does_not_answer_is_one_line() -> None:

@@ -25,7 +25,7 @@ from streams.demo.screen import Display, Moment, choose_display
 from streams.demo.shop import Act, People, Rungs, Tills
 from streams.embedded import apache_kafka, embedded
 from streams.errors import BrokerFailed, SettingsError
-from streams.kafka.client import ClientSettings
+from streams.kafka.connections import ClientSettings
 from streams.kafka.member import Member, wall_clock
 from streams.kafka.port import PortError, describe
 from streams.kafka.topics import create_topics

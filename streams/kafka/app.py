@@ -19,7 +19,8 @@ import uvloop
 from faust.app.base import BootStrategy
 
 from streams.errors import CelosiaError
-from streams.kafka.client import ClientSettings
+from streams.kafka.connections import ClientSettings
+from streams.kafka.lane import LaneSettings
 from streams.kafka.member import Member
 from streams.kafka.ops import OpsPage
 from streams.kafka.port import PortError, describe
@@ -67,7 +68,8 @@ class LanesService(mode.Service):
                 batch_records=settings.batch_records,
                 compression=settings.compression,
             )
-            self._member = Member(self._plan, client, states[policy.topic("consents")].partitions)
+            partitions = states[policy.topic("consents")].partitions
+            self._member = Member(self._plan, client, partitions, lane_settings=LaneSettings(gate=settings.gate))
             self._page = OpsPage(self._member, settings.ops_host, settings.ops_port)
             await self._page.maybe_start()
         except CelosiaError as error:

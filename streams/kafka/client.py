@@ -5,99 +5,24 @@ Rules of this file (each a hazard of aiokafka 0.14, read in its source or met in
 - `auto_offset_reset="none"` everywhere, and explicit seeks: a position is decided, never guessed.
 - A consumer per lane: the library fetches nothing more from a broker while any partition of the same consumer holds
   unread records, so one parked lane would hold up the others.
-- Errors are translated by type; their texts are not passed on.
 """
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka import errors as kafka_errors
-from aiokafka.protocol.group import HeartbeatRequest
 
+from streams.consent import BARRIER
+from streams.kafka.agents import BoundAgent
+from streams.kafka.connections import ClientSettings, Connections, quietly, translated
 from streams.kafka.internals import OneCommitProducer, fill, hand_on_raw_records
-from streams.kafka.port import Batch, ConsentBatch, Fenced, Mark, OffsetsGone, PortError, Sends
+from streams.kafka.port import Batch, ConsentBatch, Mark, PortError, Sends
 from streams.kafka.topic_id import topic_id
+from streams.plan import Plan
 
-__all__ = ["AiokafkaConsents", "AiokafkaLane", "ClientSettings", "Connections", "translated"]
-
-_FENCED = (
-    kafka_errors.ProducerFenced,
-    kafka_errors.InvalidProducerEpoch,
-    kafka_errors.InvalidProducerIdMapping,
-    kafka_errors.OutOfOrderSequenceNumber,
-)
-_MEMBER = (kafka_errors.NoError, kafka_errors.RebalanceInProgressError)
-_NO_MEMBER = (kafka_errors.IllegalGenerationError, kafka_errors.UnknownMemberIdError)
-
-
-@dataclass(frozen=True, slots=True)
-class ClientSettings:
-    """How the clients of one worker connect. Times are in milliseconds, sizes in bytes."""
-
-    bootstrap: str
-    group: str
-    transactional: bool = True
-    transaction_timeout: int = 60_000
-    session_timeout: int = 10_000
-    fetch_bytes: int = 2 << 20
-    """the most that is fetched of a partition at once"""
-    batch_records: int = 4_000
-    """about how many records of a topic one transaction takes at the most; whole batches are taken"""
-    batch_bytes: int = 1_000_000
-    """the most bytes of one produced record batch; the broker's limit is 1,048,588 unless it was changed"""
-    compression: str | None = None
-    fetch_wait: int = 500
-    """how long a broker may hold back an empty answer; less only where a new record does not wake it (Tansu)"""
-
-    def common(self, name: str) -> dict[str, Any]:
-        """Return what all clients share."""
-        return {"bootstrap_servers": self.bootstrap, "client_id": f"{self.group}-{name}", "retry_backoff_ms": 20}
-
-
-class Connections:
-    """What the lanes of one worker share: the consumer in the group, and a client for the gate alone.
-
-    The gate's questions have a connection of their own: behind a busy fetch they would wait for 300 ms.
-    """
-
-    def __init__(self, settings: ClientSettings, member: AIOKafkaConsumer) -> None:
-        self.settings = settings
-        self.member = member
-        # Its metadata is young enough to notice soon that partitions were added.
-        self.gate = AIOKafkaConsumer(**settings.common("gate"), enable_auto_commit=False, metadata_max_age_ms=5_000)
-
-    async def start(self) -> None:
-        """Connect. Raises PortError."""
-        async with translated():
-            await self.gate.start()
-
-    async def stop(self) -> None:
-        """Disconnect. Never raises."""
-        await _quietly(self.gate.stop())
-
-    def partitions(self, topic: str) -> int:
-        """Return how many partitions a topic has, as of some seconds ago; 0 where that is not known."""
-        return len(self.gate.partitions_for_topic(topic) or ())
-
-    async def confirm(self) -> bool:
-        """Ask the group coordinator whether this worker is a member of the current generation.
-
-        Raises:
-            PortError: it did not say.
-        """
-        coordinator = self.member._coordinator
-        async with translated():
-            request = HeartbeatRequest(coordinator.group_id, coordinator.generation, coordinator.member_id)
-            answer = kafka_errors.for_code((await coordinator._send_req(request)).error_code)
-        if answer in _MEMBER:
-            return True
-        if answer in _NO_MEMBER:
-            return False
-        raise PortError(answer.__name__)
+__all__ = ["AiokafkaConsents", "AiokafkaLane", "KafkaPorts"]
 
 
 class AiokafkaConsents:
@@ -128,7 +53,7 @@ class AiokafkaConsents:
     async def close(self) -> None:
         """See the port."""
         if self._consumer is not None:
-            await _quietly(self._consumer.stop())
+            await quietly(self._consumer.stop())
 
     async def _started(self) -> AIOKafkaConsumer:
         if self._consumer is None:
@@ -174,7 +99,7 @@ class AiokafkaLane:
             try:
                 await producer.start()
             except BaseException:
-                await _quietly(producer.stop())
+                await quietly(producer.stop())
                 raise
         self._producer = producer
 
@@ -223,6 +148,14 @@ class AiokafkaLane:
             # Of the leader: it took the withdrawal, so it knows the topic that the withdrawal was written to.
             return Mark(end, await _topic_id(gate, tp))
 
+    async def write_barrier(self) -> Mark:
+        """See the port."""
+        tp = self._consent_tp
+        written = await self._shared.write(tp.topic, tp.partition, BARRIER, None)
+        async with translated():
+            # Asked after the write: if the topic was made anew in between, the gate meets an id that it does not know.
+            return Mark(written + 1, await _topic_id(self._shared.gate, tp))
+
     async def begin(self) -> None:
         """See the port."""
         self._offsets = {}
@@ -269,15 +202,15 @@ class AiokafkaLane:
             return
         transaction = producer._txn_manager
         if abort and transaction is not None and transaction.is_in_transaction():
-            await _quietly(producer.abort_transaction(), 5.0)
-        await _quietly(producer.stop(), 5.0)
+            await quietly(producer.abort_transaction(), 5.0)
+        await quietly(producer.stop(), 5.0)
 
     async def close(self) -> None:
         """See the port."""
         await self.close_producer(abort=True)
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await _quietly(consumer.stop())
+            await quietly(consumer.stop())
 
     @property
     def _own_producer(self) -> AIOKafkaProducer:
@@ -286,22 +219,25 @@ class AiokafkaLane:
         return self._producer
 
 
-@contextlib.asynccontextmanager
-async def translated() -> AsyncIterator[None]:
-    """Turn the library's errors into the port's. Their texts may quote a record and are left behind."""
-    try:
-        yield
-    except PortError:
-        raise
-    except kafka_errors.OffsetOutOfRangeError as error:
-        [(tp, position)] = list(error.args[0].items())[:1]
-        raise OffsetsGone(tp.topic, position) from None
-    except kafka_errors.KafkaError as error:
-        fenced = isinstance(error, _FENCED) or isinstance(error.__cause__, _FENCED)
-        raise (Fenced if fenced else PortError)(type(error).__name__) from error
-    except (OSError, AssertionError, TimeoutError, ValueError) as error:
-        # Assertions are how the library checks the states of a transaction; ValueErrors come from broken bytes.
-        raise PortError(type(error).__name__) from error
+class KafkaPorts:
+    """Gives lanes and followers their connections (`streams.kafka.lanes.Ports`)."""
+
+    def __init__(self, connections: Connections, plan: Plan) -> None:
+        self._connections = connections
+        self._plan = plan
+        self._topic = plan.policy.topic("consents")
+
+    def lane(self, agent: BoundAgent, partition: int) -> AiokafkaLane:
+        """Return the port of one lane."""
+        return AiokafkaLane(self._connections, agent.name, partition, agent.topics(self._plan), self._topic)
+
+    def consents(self, partition: int) -> AiokafkaConsents:
+        """Return the port of one follower."""
+        return AiokafkaConsents(self._connections.settings, self._topic, partition)
+
+    async def write_consent(self, partition: int, key: bytes, value: bytes) -> int:
+        """Write a consent record. See `streams.kafka.withdraw.ConsentWriter`."""
+        return await self._connections.write(self._topic, partition, key, value)
 
 
 async def _topic_id(consumer: AIOKafkaConsumer, tp: TopicPartition) -> bytes | None:
@@ -312,13 +248,6 @@ async def _topic_id(consumer: AIOKafkaConsumer, tp: TopicPartition) -> bytes | N
     if leader is None or leader < 0:
         raise kafka_errors.LeaderNotAvailableError(tp.topic)
     return await topic_id(client, leader, tp.topic)
-
-
-async def _quietly(step: Any, seconds: float = 10.0) -> None:
-    """Let go of something: whatever it raises, nothing depends on it any more."""
-    with contextlib.suppress(Exception):
-        async with asyncio.timeout(seconds):
-            await step
 
 
 async def _reader(settings: ClientSettings, name: str, tps: list[TopicPartition]) -> AIOKafkaConsumer:
@@ -335,7 +264,7 @@ async def _reader(settings: ClientSettings, name: str, tps: list[TopicPartition]
     try:
         await consumer.start()
     except BaseException:
-        await _quietly(consumer.stop())
+        await quietly(consumer.stop())
         raise
     consumer.assign(tps)
     hand_on_raw_records(consumer, settings.batch_records)

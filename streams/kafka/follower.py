@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from streams.consent import Consents
+from streams.consent import BARRIER, Consents
 from streams.kafka.port import ConsentPort, OffsetsGone, PortError, Unreadable, describe
 
 __all__ = ["Follower"]
@@ -27,6 +27,10 @@ class Follower:
         self.consents = Consents(owns)
         self.position = -1
         """-1 until the topic has been rewound: nothing is known"""
+        self.era = 0
+        """how often the topic was read from its beginning"""
+        self.changed = (0, -1)
+        """era and position after the newest record that may change something: barriers do not"""
         self.topic_id: bytes | None = None
         """of the topic that is followed; None before it was rewound, or where the broker has no ids"""
         self.unreceipted: list[int] = []
@@ -67,7 +71,8 @@ class Follower:
                 self._rewind.set()
                 raise
             self.topic_id = first.topic_id
-            self._set(first.offset)
+            self.era += 1
+            self._set(first.offset, changed=True)
         reading = asyncio.ensure_future(self._port.read_consents())
         asked = asyncio.ensure_future(self._rewind.wait())
         try:
@@ -81,14 +86,17 @@ class Follower:
         if self._rewind.is_set():
             return
         batch = reading.result()
-        for record in batch.records:
+        records = [record for record in batch.records if record.key != BARRIER]
+        for record in records:
             self.consents.apply(record.key, record.value)
             self.unreceipted.append(record.timestamp)
-        self._set(batch.position)
+        self._set(batch.position, changed=bool(records) or not batch.records)
 
-    def _set(self, position: int) -> None:
+    def _set(self, position: int, changed: bool) -> None:
         if position != self.position:
             self.position = position
+            if changed:
+                self.changed = self.era, position
             moved, self._moved = self._moved, asyncio.Event()
             moved.set()
 
@@ -98,9 +106,14 @@ class Follower:
         self.consents.clear()
         self.unreceipted.clear()
         self._rewind.set()
-        self._set(-1)
+        self._set(-1, changed=True)
 
     async def reach(self, end: int) -> None:
         """Wait until every record below the offset `end` has been applied."""
         while self.position < end:
+            await self._moved.wait()
+
+    async def change_after(self, moment: tuple[int, int]) -> None:
+        """Wait until something may have changed since this era and position."""
+        while self.changed <= moment:
             await self._moved.wait()

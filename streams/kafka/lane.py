@@ -2,8 +2,9 @@
 
     1 assigned   confirm membership; start the producer with the partition's transactional id, which fences every older
                  owner and ends its transaction; only then ask for the committed offsets; seek
-    2 read       take a batch; then the gate: ask the consent partition's end offset and wait until the follower has
-                 passed it. A gate that waits long parks the batch; it never lets it through
+    2 read       take a batch; then the gate: ask the consent partition's end offset (strict: write a barrier to it)
+                 and wait until the follower has passed it. A gate that waits long parks the batch; it never lets it
+                 through
     3 process    in one piece, without an await; begin; send everything; send offsets; commit. Any failure: abort, close
                  the producer, go to 1. A commit is never repeated: the truth is `committed()`
     4 receipt    consent changes that were applied before a batch was processed get their receipt in that batch's
@@ -21,7 +22,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -32,11 +33,14 @@ from streams.kafka.port import Batch, Fenced, LanePort, OffsetsGone, PortError, 
 from streams.outcome import Coordinates, Output, QuarantineRecord, quarantined
 from streams.plan import Plan
 
-__all__ = ["Agent", "Lane", "LaneSettings", "LaneState", "Receipt", "View", "Watch", "Work"]
+__all__ = ["Agent", "Gate", "Lane", "LaneSettings", "LaneState", "Receipt", "View", "Watch", "Work"]
 
 log = logging.getLogger("celosia.lane")
 _encode = msgspec.json.Encoder().encode
 T = TypeVar("T")
+
+
+Gate = Literal["fast", "strict"]
 
 
 class LaneState(StrEnum):
@@ -66,7 +70,7 @@ class Receipt(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class LaneSettings:
-    """Seconds. No promise rests on any of them: they only bound how long a failure stays unnoticed."""
+    """Seconds, and which gate. No promise rests on a time: they only bound how long a failure stays unnoticed."""
 
     patience: float = 10.0
     """after this long at the gate the lane says that it is parked"""
@@ -74,6 +78,8 @@ class LaneSettings:
     """after this long a step of a transaction counts as failed"""
     pause: float = 0.1
     """wait before the first restart; doubles up to 5 s"""
+    gate: Gate = "fast"
+    """`fast` asks the consent partition's leader for its end; `strict` writes a barrier and reads up to it"""
 
 
 @dataclass(slots=True)
@@ -146,7 +152,8 @@ class Lane:
         self._stopping = asyncio.Event()
         self._progress = False
         self._broken: dict[str, int] = {}
-        self._through = -1
+        self._receipted = (0, -1)
+        """era and position of the follower at the last receipt"""
 
     def stop(self) -> None:
         """Ask the lane to finish its transaction and end."""
@@ -216,7 +223,7 @@ class Lane:
                         continue
                     if batches:
                         await self._handle(batches)
-                elif self._follower is not None and self._follower.position > self._through:
+                elif self._follower is not None and self._follower.changed > self._receipted:
                     await self._commit(Work({}, {}), {})
         finally:
             if reading is not None:
@@ -229,7 +236,7 @@ class Lane:
             raise _Stopped
         waits: list[asyncio.Future[object]] = [reading, asyncio.ensure_future(self._stopping.wait())]  # type: ignore[list-item]
         if self._follower is not None:
-            waits.append(asyncio.ensure_future(self._follower.reach(self._through + 1)))
+            waits.append(asyncio.ensure_future(self._follower.change_after(self._receipted)))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -262,15 +269,15 @@ class Lane:
     async def _gate(self, follower: Follower) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
+        ask = self._port.write_barrier if self._settings.gate == "strict" else self._port.end_offset
         while True:
-            end = await self._within(self._port.end_offset())
+            end = await self._within(ask())
             known = follower.position >= 0
             if known and (end.offset < follower.position or end.topic_id != follower.topic_id):
                 # INVARIANT (fail closed): what was read of another topic, or of a part that is no more, counts for
                 # nothing. Offsets alone do not show it: the new topic may have grown beyond the old position.
                 log.error("lane %s: the consent topic is not the one that was read: rebuilding, all denied", self.name)
                 follower.rebuild()
-                self._through = -1
             await self._reach(follower, end.offset)
             if end.topic_id == follower.topic_id and follower.position >= end.offset:
                 break
@@ -293,14 +300,14 @@ class Lane:
     async def _commit(self, work: Work, offsets: Mapping[str, int]) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        through, written = self._through, []
+        receipted, written = self._receipted, []
         sends: Sends = work.sends
-        if self._follower is not None and self._follower.position > self._through:
+        if self._follower is not None and (self._follower.era, self._follower.position) > receipted:
             # INVARIANT (T2): taken after the batch was processed without an await, so nothing in this transaction was
             # computed under an older consent; and everything older was committed before this one begins.
-            through = self._follower.position
+            receipted = self._follower.era, self._follower.position
             written, self._follower.unreceipted = self._follower.unreceipted, []
-            receipt = self._receipt(through)
+            receipt = self._receipt(self._follower.position)
             sends = {**work.sends, (receipt.topic, self.partition): [receipt]}
         await self._within(self._port.begin())
         if sends:
@@ -310,9 +317,9 @@ class Lane:
         await self._within(self._port.commit())
         self._progress = True
         self._watch.committed(self.name, work, loop.time() - began, offsets)
-        if through != self._through:
-            self._through = through
-            self._watch.receipt(self.name, through, written)
+        if receipted != self._receipted:
+            self._receipted = receipted
+            self._watch.receipt(self.name, receipted[1], written)
 
     def _receipt(self, through: int) -> Output:
         policy = self._plan.policy

@@ -1,12 +1,9 @@
-"""Membership in the consumer group, and the lanes of what is assigned to this worker.
+"""Membership in the consumer group: which partition numbers are this worker's.
 
 Rules of this file:
 - The consumer in the group reads nothing: it only says which partition numbers are ours. Lanes have consumers of
   their own.
-- All lanes are stopped, their producers closed, before a revocation is acknowledged.
-- The same partition number of every topic of an agent must be ours; anything else (another assignor in the group,
-  partitions added to one topic) stops the worker: a lane must see all that one person's consent governs.
-- A follower outlives the lane: if its partition stays with this worker, the consents need not be read again.
+- A revocation is acknowledged after all lanes have stopped; see `streams.kafka.lanes`.
 """
 
 import asyncio
@@ -18,11 +15,10 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 
 from streams.errors import CelosiaError, TopicsError
-from streams.kafka.agents import AGENTS, BoundAgent
-from streams.kafka.client import AiokafkaConsents, AiokafkaLane, ClientSettings, Connections, translated
-from streams.kafka.follower import Follower
+from streams.kafka.client import KafkaPorts
+from streams.kafka.connections import ClientSettings, Connections, translated
 from streams.kafka.lane import Lane, LaneSettings, LaneState, Work
-from streams.kafka.partitioner import owner_of
+from streams.kafka.lanes import GROWN, Lanes
 from streams.metrics import Metrics
 from streams.plan import Plan
 
@@ -76,6 +72,28 @@ class MetricsWatch:
             if 0 <= now - ms < 3_600_000:
                 self.metrics.observe("celosia_consent_to_receipt_seconds", seconds=(now - ms) / 1000)
 
+    def look(self, lanes: Lanes, partitions: int) -> None:
+        """Measure how far behind the lanes are, and how many consents are known."""
+        for lane in lanes:
+            for topic, lag in lane.lag().items():
+                self.metrics.set("celosia_lane_lag", lane.name, topic, value=lag)
+        followed = {str(follower.partition): follower.consents for follower in lanes.followers}
+        for name, consents in followed.items():
+            self.metrics.set("celosia_consents_known", name, value=len(consents))
+            self.metrics.set("celosia_consents_blocked", name, value=float(consents.blocked))
+            self.metrics.add("celosia_consents_rejected_total", name, amount=consents.take_rejected())
+        for name in {str(number) for number in range(partitions)} - followed.keys():
+            self.metrics.forget("celosia_consents_known", name)
+            self.metrics.forget("celosia_consents_blocked", name)
+
+    def forget(self, lane: Lane) -> None:
+        """Show no more what is another worker's now."""
+        for state in LaneState:
+            self.metrics.forget("celosia_lane_state", lane.name, state.value)
+        for topic in lane.lag():
+            self.metrics.forget("celosia_lane_position", lane.name, topic)
+            self.metrics.forget("celosia_lane_lag", lane.name, topic)
+
 
 class Member:
     """One worker's part in the group: joins it, runs the lanes it is assigned, ends cleanly.
@@ -93,31 +111,26 @@ class Member:
         metrics: Metrics | None = None,
         clock: Callable[[], int] = wall_clock,
     ) -> None:
-        self.plan = plan
         self.metrics = metrics or Metrics()
+        self._plan = plan
         self._settings = settings
         self._partitions = partitions
-        self._consents = plan.policy.topic("consents")
         self._lane_settings = lane_settings or LaneSettings()
         self._clock = clock
         self._watch = MetricsWatch(self.metrics, clock)
         self._stopping = asyncio.Event()
         self._failed: CelosiaError | None = None
-        self._lanes: dict[Lane, asyncio.Task[None]] = {}
-        self._followers: dict[int, tuple[Follower, asyncio.Task[None]]] = {}
-        self._agents = [agent for agent in AGENTS if agent.topics(plan)]
-        self._connections: Connections | None = None
-        self._assigned = False
+        self._lanes: Lanes | None = None
 
     @property
     def lanes(self) -> list[Lane]:
         """The lanes of what is assigned now."""
-        return list(self._lanes)
+        return [] if self._lanes is None else list(self._lanes)
 
     @property
     def ready(self) -> bool:
         """Whether this worker is in the group and every lane has passed its gate."""
-        return self._assigned and all(lane.ready for lane in self._lanes)
+        return self._lanes is not None and self._lanes.ready
 
     def stop(self) -> None:
         """Ask the worker to finish and end."""
@@ -143,155 +156,81 @@ class Member:
             # The member never reads; whether lanes are alive is their own business.
             max_poll_interval_ms=(1 << 31) - 1,
         )
-        connections = self._connections = Connections(settings, member)
+        connections = Connections(settings, member)
+        lanes = self._lanes = Lanes(
+            self._plan,
+            self._partitions,
+            KafkaPorts(connections, self._plan),
+            clock=self._clock,
+            settings=self._lane_settings,
+            watch=self._watch,
+        )
         try:
             async with translated():
                 await member.start()
             await connections.start()
-            topics = sorted({topic for agent in self._agents for topic in agent.topics(self.plan)})
-            member.subscribe(topics, listener=_Listener(self, member))
+            member.subscribe(lanes.topics, listener=_Listener(self, member, lanes))
             while not self._stopping.is_set():
-                await self._watch_over()
+                await self._watch_over(lanes, connections)
         finally:
-            self._assigned = False
-            await self._stop_lanes()
-            await self._stop_followers(set())
+            await self.revoke(lanes)
+            await lanes.close()
             await connections.stop()
             await member.stop()
         if self._failed is not None:
             raise self._failed
 
-    async def _watch_over(self) -> None:
+    async def _watch_over(self, lanes: Lanes, connections: Connections) -> None:
         """Wait a second or for the end, look after lanes that died, and measure the lag."""
         stop = asyncio.ensure_future(self._stopping.wait())
         try:
             await asyncio.wait([stop], timeout=1.0)
         finally:
             stop.cancel()
-        if self._connections is not None and self._connections.partitions(self._consents) > self._partitions:
-            self._fail(TopicsError([_GROWN % self._partitions]))
-        for lane, task in list(self._lanes.items()):
-            if task.done() and not task.cancelled() and task.exception() is not None:
-                # A lane translates every failure of the broker; whatever else it raises is a bug. Stop, loudly.
-                self._fail(CelosiaError(f"lane {lane.name} ended by {type(task.exception()).__name__}: this is a bug"))
-        for partition, (follower, task) in self._followers.items():
-            if task.done() and not task.cancelled():
-                self._fail(CelosiaError(f"the follower of consents[{partition}] ended: this is a bug"))
-            name = str(partition)
-            self.metrics.set("celosia_consents_known", name, value=len(follower.consents))
-            self.metrics.set("celosia_consents_blocked", name, value=float(follower.consents.blocked))
-            self.metrics.add("celosia_consents_rejected_total", name, amount=follower.consents.take_rejected())
-        for lane in self._lanes:
-            for topic, lag in lane.lag().items():
-                self.metrics.set("celosia_lane_lag", lane.name, topic, value=lag)
+        try:
+            lanes.look()
+            if connections.partitions(self._plan.policy.topic("consents")) > self._partitions:
+                raise TopicsError([GROWN % self._partitions])
+        except CelosiaError as error:
+            self.fail(error)
+        self._watch.look(lanes, self._partitions)
 
-    def _fail(self, error: CelosiaError) -> None:
+    def fail(self, error: CelosiaError) -> None:
+        """End with this error, unless there was one before."""
         log.error("%s", error)
         self._failed = self._failed or error
         self._stopping.set()
 
-    async def assigned(self, partitions: set[TopicPartition]) -> None:
-        """Start a lane for each partition number that is ours, on followers that we have or now start."""
-        await self._stop_lanes()
-        numbers: dict[str, set[int]] = {}
-        for tp in partitions:
-            numbers.setdefault(tp.topic, set()).add(tp.partition)
-        work: list[tuple[BoundAgent, int]] = []
-        for agent in self._agents:
-            sets = {frozenset(numbers.get(topic, ())) for topic in agent.topics(self.plan)}
-            if len(sets) != 1:
-                self._fail(TopicsError([_UNEQUAL]))
-                return
-            work += [(agent, number) for number in sorted(next(iter(sets)))]
-        gated = {number for agent, number in work if agent.gated}
-        if gated and max(gated) >= self._partitions:
-            self._fail(TopicsError([_GROWN % self._partitions]))
-            return
-        await self._stop_followers(gated)
-        if self._connections is None:
-            return
-        for agent, number in work:
-            follower = self._follower(number) if agent.gated else None
-            port = AiokafkaLane(self._connections, agent.name, number, agent.topics(self.plan), self._consents)
-            lane = Lane(
-                agent.name,
-                number,
-                agent.function,
-                port,
-                follower,
-                plan=self.plan,
-                partitions=self._partitions,
-                clock=self._clock,
-                settings=self._lane_settings,
-                watch=self._watch,
-            )
-            self._lanes[lane] = asyncio.ensure_future(lane.run())
-        self._assigned = True
-        log.info("assigned: %s", ", ".join(lane.name for lane in self._lanes) or "nothing")
-
-    async def revoked(self) -> None:
-        """Finish or abort all lanes before the group goes on without us."""
-        self._assigned = False
-        await self._stop_lanes()
-
-    def _follower(self, partition: int) -> Follower:
-        if partition not in self._followers:
-            port = AiokafkaConsents(self._settings, self._consents, partition)
-            follower = Follower(partition, port, owner_of(partition, self._partitions))
-            self._followers[partition] = follower, asyncio.ensure_future(follower.run())
-        return self._followers[partition][0]
-
-    async def _stop_lanes(self) -> None:
-        lanes, self._lanes = self._lanes, {}
-        for lane in lanes:
-            lane.stop()
-        if lanes:
-            _, late = await asyncio.wait(lanes.values(), timeout=10.0)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*lanes.values(), return_exceptions=True)
-        for lane in lanes:
-            for state in LaneState:
-                self.metrics.forget("celosia_lane_state", lane.name, state.value)
-            for topic in lane.lag():
-                self.metrics.forget("celosia_lane_position", lane.name, topic)
-                self.metrics.forget("celosia_lane_lag", lane.name, topic)
-
-    async def _stop_followers(self, keep: set[int]) -> None:
-        gone = [self._followers.pop(number) for number in list(self._followers) if number not in keep]
-        for follower, task in gone:
-            task.cancel()
-            self.metrics.forget("celosia_consents_known", str(follower.partition))
-            self.metrics.forget("celosia_consents_blocked", str(follower.partition))
-        await asyncio.gather(*(task for _, task in gone), return_exceptions=True)
-
-
-_UNEQUAL = (
-    "one worker was assigned different partition numbers of the sources: their partition counts differ, or the group "
-    "has a member with another assignor"
-)
-_GROWN = (
-    "there are more partitions now than the %d that this worker was started with, so keys have moved: stop all workers "
-    "and run celosia topics"
-)
+    async def revoke(self, lanes: Lanes) -> None:
+        """Stop all lanes, and show no more what another worker will show."""
+        stopped = list(lanes)
+        await lanes.revoke()
+        for lane in stopped:
+            self._watch.forget(lane)
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Passes rebalances on. The library logs and swallows what a listener raises, so nothing is raised here."""
+    """Passes rebalances on. The library logs and swallows what a listener raises: the owner is told instead."""
 
-    def __init__(self, owner: Member, member: AIOKafkaConsumer) -> None:
+    def __init__(self, owner: Member, member: AIOKafkaConsumer, lanes: Lanes) -> None:
         self._owner = owner
         self._member = member
+        self._lanes = lanes
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
         if revoked:
-            await self._owner.revoked()
+            await self._owner.revoke(self._lanes)
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         # Paused before anything is awaited: the member is there for the group, lanes do the reading.
         self._member.pause(*assigned)
+        numbers: dict[str, set[int]] = {}
+        for tp in assigned:
+            numbers.setdefault(tp.topic, set()).add(tp.partition)
         try:
-            await self._owner.assigned(assigned)
+            await self._lanes.assign(numbers)
+        except CelosiaError as error:
+            self._owner.fail(error)
         except Exception as error:
-            self._owner._fail(CelosiaError(f"the assignment could not be taken: {type(error).__name__}"))
+            self._owner.fail(CelosiaError(f"the assignment could not be taken: {type(error).__name__}"))
             raise

@@ -132,6 +132,13 @@ class LanePort(Protocol):
     async def end_offset(self) -> Mark:
         """Ask the consent partition's leader for its end offset, read_uncommitted: asked at each call, never cached."""
 
+    async def write_barrier(self) -> Mark:
+        """Write a record to the consent partition, acknowledged by all, outside of transactions; the offset after it.
+
+        The strict gate's question. An end offset may come from a leader that is cut off from its cluster and does not
+        know it; nothing is acknowledged there.
+        """
+
     async def begin(self) -> None:
         """Begin a transaction."""
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from streams.kafka.client import ClientSettings, translated
+from streams.kafka.connections import ClientSettings, translated
 from streams.kafka.partitioner import partition_of
 from streams.outcome import Coordinates
 

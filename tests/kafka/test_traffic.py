@@ -6,7 +6,7 @@ from confluent_kafka import Producer
 
 from streams.demo import schemas_folder
 from streams.embedded import embedded
-from streams.kafka.client import ClientSettings
+from streams.kafka.connections import ClientSettings
 from streams.kafka.topics import ask_states, create_topics, wanted_topics
 from streams.kafka.traffic import EventWriter, TopicReader
 from streams.policy import load_policy

@@ -1,15 +1,6 @@
-"""The command `celosia`.
+"""The commands that need no broker: check, explain, filter, key, trace."""
 
-Rules of this file:
-- Options in, one call, text out. What a command knows, it knows from the module that it calls.
-- A command imports what it needs when it runs: `check` and `explain` answer before Faust would have been loaded.
-- Exit codes: 0 fine, 1 refused or failed (the reason in one message on standard error), 2 wrong usage.
-- Never a traceback: what an unexpected error quotes may be personal data. Its type and place are told, no more.
-"""
-
-import errno
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,61 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streams.errors import CelosiaError, SettingsError
+from streams.cli.options import READABLE, READABLE_OR_STDIN, key_file_option, policy_option
+from streams.errors import SettingsError
 
 if TYPE_CHECKING:
     from streams.files import Line
     from streams.plan import Plan
 
-__all__ = ["main"]
+__all__ = ["check", "compile_unpublished", "explain", "filter_", "key", "known_purpose", "trace"]
 
-_READABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_READABLE_OR_STDIN = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
-
-
-class _Commands(click.Group):
-    """Commands whose errors are one message each."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except CelosiaError as error:
-            message = str(error)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise  # whoever read our output has seen enough
-            message = _unexpected(error)
-        click.echo(f"celosia: {message}", err=True)
-        return ctx.exit(1)
-
-
-def _unexpected(error: Exception) -> str:
-    # INVARIANT (discretion): not the message of the error, and no values of variables.
-    places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
-    return f"unexpected {type(error).__name__}, which is a bug; please report it with this: {' '.join(places[-6:])}"
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="celosia", prog_name="celosia")
-def main() -> None:
-    """Lets behaviour events through as far as each person's consent goes, and keeps who is behind them unseen."""
-
-
-def _option(name: str, words: str, **more: Any) -> Callable[[Any], Any]:
-    """An option that can also be given as CELOSIA_NAME."""
-    return click.option(name, help=words, envvar=f"CELOSIA_{name[2:].replace('-', '_').upper()}", **more)
-
-
-_policy = _option("--policy", "The policy file.", type=_READABLE, required=True)
 _source = click.option(
     "--source", metavar="NAME", help="Where the events come from, if the policy has several sources."
 )
-_key_file = _option(
-    "--key-file", "The key of pseudonyms; without it, the one of this installation.", type=click.Path(path_type=Path)
-)
-_bootstrap = _option("--bootstrap", "Kafka's bootstrap servers.", metavar="HOST:PORT", required=True)
 
 
 def _moment(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
@@ -89,7 +37,7 @@ def _clock() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _compile(file: Path) -> "Plan":
+def compile_unpublished(file: Path) -> "Plan":
     """Compile a policy with a key that nothing is ever published under."""
     from streams.keys import MasterKey
     from streams.plan import compile_plan
@@ -98,11 +46,11 @@ def _compile(file: Path) -> "Plan":
     return compile_plan(load_policy(file), MasterKey.random(), str(file))
 
 
-@main.command()
-@click.argument("file", type=_READABLE)
+@click.command()
+@click.argument("file", type=READABLE)
 @click.option(
     "--sample",
-    type=_READABLE_OR_STDIN,
+    type=READABLE_OR_STDIN,
     metavar="EVENTS",
     help="Events, one a line: what is in them that the policy does not name?",
 )
@@ -116,7 +64,7 @@ def check(file: Path, sample: Path | None, source: str | None, strict: bool) -> 
     from streams.check import describe, survey, warnings
     from streams.files import choose_source, open_input, read_lines
 
-    plan = _compile(file)
+    plan = compile_unpublished(file)
     _print(describe(plan))
     found = warnings(plan.policy)
     if found:
@@ -136,11 +84,11 @@ def check(file: Path, sample: Path | None, source: str | None, strict: bool) -> 
         )
 
 
-@main.command()
-@_policy
-@click.option("--event", type=_READABLE_OR_STDIN, required=True, help="One event as JSON (-: standard input).")
-@click.option("--consents", type=_READABLE, help="Consent records, one a line.")
-@click.option("--consent", type=_READABLE, help="One consent record.")
+@click.command()
+@policy_option
+@click.option("--event", type=READABLE_OR_STDIN, required=True, help="One event as JSON (-: standard input).")
+@click.option("--consents", type=READABLE, help="Consent records, one a line.")
+@click.option("--consent", type=READABLE, help="One consent record.")
 @click.option("--purpose", metavar="NAME", help="Only this purpose.")
 @click.option("--at", metavar="TIME", callback=_moment, help="The time of the decision (RFC 3339); now, unless given.")
 @_source
@@ -163,8 +111,8 @@ def explain(
     from streams.explain import render
     from streams.files import FileConsents, choose_source, file_place, line_event, read_consents, read_document
 
-    plan = _compile(policy)
-    _known_purpose(plan, purpose)
+    plan = compile_unpublished(policy)
+    known_purpose(plan, purpose)
     place = file_place(plan, choose_source(plan, source))
     folded = FileConsents() if consents is None else read_consents(consents)
     if consent is not None:
@@ -174,14 +122,14 @@ def explain(
     _print(render(explained(plan, place, document, folded.consents, now), purpose))
 
 
-@main.command("filter")
-@_policy
-@click.option("--consents", type=_READABLE, required=True, help="Consent records, one a line, oldest first.")
-@click.option("--events", type=_READABLE_OR_STDIN, required=True, help="Events, one a line (-: standard input).")
+@click.command("filter")
+@policy_option
+@click.option("--consents", type=READABLE, required=True, help="Consent records, one a line, oldest first.")
+@click.option("--events", type=READABLE_OR_STDIN, required=True, help="Events, one a line (-: standard input).")
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="The folder of the results."
 )
-@_key_file
+@key_file_option
 @_source
 @click.option("--now", metavar="TIME", callback=_moment, help="Decide as of this time (RFC 3339); now, unless given.")
 @click.option("--force", is_flag=True, help="Replace files that are there.")
@@ -258,7 +206,7 @@ def _progress(
         yield watched
 
 
-@main.command()
+@click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 def key(file: Path) -> None:
     """Make the key of pseudonyms, in FILE.
@@ -275,11 +223,11 @@ def key(file: Path) -> None:
         click.echo(f"{file} holds a new key; keep it secret, and keep it: without it the pseudonyms change")
 
 
-@main.command()
+@click.command()
 @click.argument("token")
-@_policy
+@policy_option
 @click.option("--purpose", metavar="NAME", required=True, help="The purpose of the output that the token is from.")
-@_key_file
+@key_file_option
 def trace(token: str, policy: Path, purpose: str, key_file: Path | None) -> None:
     """Tell where the raw record of an output lies.
 
@@ -291,93 +239,14 @@ def trace(token: str, policy: Path, purpose: str, key_file: Path | None) -> None
 
     checked = load_policy(policy)
     plan = compile_plan(checked, installation_key(key_file, create=False), str(policy))
-    _known_purpose(plan, purpose)
+    known_purpose(plan, purpose)
     topics = [source.raw_topic for source in plan.sources]
     topic, partition, offset = plan.purposes[purpose].seal.open(token.encode(errors="replace"), topics)
     click.echo(f"{topic} partition {partition} offset {offset}")
 
 
-@main.command()
-@_bootstrap
-@_policy
-@click.option("--create", is_flag=True, help="Create those that are missing.")
-@click.option("--partitions", type=click.IntRange(1), default=4, show_default=True, help="Partitions of new topics.")
-@click.option("--replication", type=click.IntRange(1), default=1, show_default=True, help="Copies of new topics.")
-def topics(bootstrap: str, policy: Path, create: bool, partitions: int, replication: int) -> None:
-    """Check the topics on the broker, or create them."""
-    import asyncio
-
-    from streams.policy import load_policy
-
-    checked = load_policy(policy)  # A policy that is refused is refused before the broker's client is loaded.
-    from streams.errors import TopicsError
-    from streams.kafka.topics import ask_states, create_topics, find_faults, wanted_topics
-
-    if create:
-        asyncio.run(create_topics(bootstrap, checked, partitions, replication))
-    states = asyncio.run(ask_states(bootstrap, checked))
-    wanted = wanted_topics(checked)
-    wide = max(len(topic.name) for topic in wanted)
-    for topic in wanted:
-        state = states.get(topic.name)
-        there = f"{state.partitions:>4} x {state.replication}" if state else "   missing"
-        click.echo(f"{topic.name:{wide}}  {there}  {topic.use}")
-    if faults := find_faults(wanted, states):
-        raise TopicsError(faults)
-
-
-@main.command()
-@_bootstrap
-@_policy
-@_option(
-    "--guarantee",
-    "At-least-once is for brokers without transactions.  [default: exactly-once]",
-    type=click.Choice(["exactly-once", "at-least-once"]),
-)
-@_key_file
-@_option("--group", "The consumer group.  [default: celosia- and the policy's name]")
-@_option("--ops-host", "Where the page for operators listens.  [default: 127.0.0.1]")
-@_option("--ops-port", "0: any free port.  [default: 6066]", type=click.IntRange(0, 65535))
-@_option("--log-level", "[default: info]", type=click.Choice(["debug", "info", "warning", "error"]))
-def run(**options: Any) -> None:
-    """Run a worker. Several of them share the work.
-
-    Each option can also be given in the environment: CELOSIA_BOOTSTRAP, CELOSIA_POLICY, and so on.
-    """
-    from streams.kafka.app import run_worker
-    from streams.settings import read_settings
-
-    click.get_current_context().exit(run_worker(read_settings(**options)))
-
-
-@main.command()
-@click.option(
-    "--seconds", type=click.FloatRange(min=1), help="How long.  [default: until Ctrl-C; without a terminal, 30 s]"
-)
-@click.option("--plain", is_flag=True, help="Lines instead of a live picture, for machines.")
-@click.option(
-    "--broker",
-    type=click.Choice(["embedded", "kafka"]),
-    default="embedded",
-    show_default=True,
-    help="Kafka needs Java 17 and Maven.",
-)
-@click.option("--events-per-second", "rate", type=click.FloatRange(min=1), help="How busy the shop is.")
-def demo(**options: Any) -> None:
-    """Watch real purchases being filtered while consents change.
-
-    It brings a broker of its own.
-    """
-    from streams.demo import run_demo
-
-    click.get_current_context().exit(run_demo(**_given(options)))
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _known_purpose(plan: "Plan", purpose: str | None) -> None:
+def known_purpose(plan: "Plan", purpose: str | None) -> None:
+    """Raise SettingsError for a purpose that the policy does not have."""
     if purpose is not None and purpose not in plan.purposes:
         from streams.categories import closest
 
