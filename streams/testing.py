@@ -300,10 +300,12 @@ class MemoryLane:
         }
 
     async def end_offset(self) -> Mark:
-        """See the port."""
+        """See the port. The step `end_offset` comes before the question, `end_offset_answer` before the answer."""
         await self._broker.step("end_offset", self._partition)
         log = self._broker.log(self._consents, self._partition)
-        return Mark(log.end, log.topic_id)
+        answer = Mark(log.end, log.topic_id)
+        await self._broker.step("end_offset_answer", self._partition)
+        return answer
 
     async def write_barrier(self) -> Mark:
         """See the port."""

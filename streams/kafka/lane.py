@@ -271,9 +271,10 @@ class Lane:
         began = loop.time()
         ask = self._port.write_barrier if self._settings.gate == "strict" else self._port.end_offset
         while True:
+            # Before the question: while it is under way the follower may read what is written after the answer.
+            position = follower.position
             end = await self._within(ask())
-            known = follower.position >= 0
-            if known and (end.offset < follower.position or end.topic_id != follower.topic_id):
+            if follower.position >= 0 and (end.offset < position or end.topic_id != follower.topic_id):
                 # INVARIANT (fail closed): what was read of another topic, or of a part that is no more, counts for
                 # nothing. Offsets alone do not show it: the new topic may have grown beyond the old position.
                 log.error("lane %s: the consent topic is not the one that was read: rebuilding, all denied", self.name)

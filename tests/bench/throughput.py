@@ -57,6 +57,8 @@ def main() -> int:
         bench.prepare()
         if not options.latency_only:
             contenders = {"copy": bench.copy, "celosia": bench.celosia}
+            if options.strict:
+                contenders["celosia, strict gate"] = lambda: bench.celosia("strict")
             if options.peer:
                 contenders["peer"] = lambda: bench.process(shlex.split(options.peer))
             runs: dict[str, list[Run]] = {name: [] for name in contenders}
@@ -75,6 +77,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--bootstrap", help="a broker with transactions; without it Apache Kafka is started")
     parser.add_argument("--events", type=int, default=400_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--strict", action="store_true", help="a worker with the strict gate beside it")
     parser.add_argument("--peer", help="command to run beside it; {bootstrap} {source} {sink} {events} are filled in")
     parser.add_argument("--latency", type=int, default=20, help="seconds of the latency run; 0 leaves it out")
     parser.add_argument("--latency-only", action="store_true")
@@ -155,13 +158,13 @@ class Bench:
             process.stdin.close()
         return Run(self.count / (last - first), cpu / self.count * 1e6, memory)
 
-    def celosia(self) -> Run:
+    def celosia(self, gate: str = "fast") -> Run:
         """One round of a worker in a group of its own, exactly once, from its first commit to its last."""
         group = f"bench-{uuid4().hex[:8]}"
         places = [TopicPartition(self.source, number) for number in range(PARTITIONS)]
         # Asked of the broker: the worker's own page would cost the worker time.
         watch = Consumer({"bootstrap.servers": self.bootstrap, "group.id": group, "enable.auto.commit": False})
-        with self._worker(group) as (process, _):
+        with self._worker(group, gate) as (process, _):
             began = done = 0
             first = cpu_before = 0.0
             while done < self.count:
@@ -214,9 +217,9 @@ class Bench:
               f"({len(delays):,} of {seconds * rate:,} seen)")  # fmt: skip
 
     @contextlib.contextmanager
-    def _worker(self, group: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    def _worker(self, group: str, gate: str = "fast") -> Iterator[tuple[subprocess.Popen[bytes], str]]:
         command = [sys.executable, "-m", "streams", "run", "--bootstrap", self.bootstrap, "--policy", str(self.policy),
-                   "--key-file", str(self.key), "--group", group, "--ops-port", "0"]  # fmt: skip
+                   "--key-file", str(self.key), "--group", group, "--gate", gate, "--ops-port", "0"]  # fmt: skip
         log = self.folder / "worker.log"
         with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, env=os.environ) as process:
             try:

@@ -67,6 +67,7 @@ class Bench:
         self.watch = Watching()
         self.tasks: list[asyncio.Task[None]] = []
         self.ports: list[MemoryLane] = []
+        self.followers: list[Follower] = []
 
     def step(self, name: str) -> str:
         return self.question if name == "gate" else name
@@ -80,6 +81,7 @@ class Bench:
             plan=self.plan, partitions=1, clock=lambda: NOW, settings=settings, watch=self.watch,
         )  # fmt: skip
         self.ports.append(port)
+        self.followers.append(follower)
         self.tasks += [asyncio.ensure_future(follower.run()), asyncio.ensure_future(lane.run())]
         return lane
 
@@ -325,6 +327,29 @@ async def test_an_idle_lane_gives_receipts_at_once(bench: Bench) -> None:
         offset = bench.consent("ana", version)
         await bench.until(lambda offset=offset: bool(bench.receipts()) and bench.receipts()[-1] == offset + 1)  # type: ignore[misc]
     assert bench.receipts() == sorted(bench.receipts())
+
+
+async def test_consents_read_while_the_gate_asks_are_no_sign_of_another_topic(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The answer is on its way, and older than what the follower reads meanwhile: nothing is wrong with the topic.
+    bench.consent("ana", 1)
+    bench.event("ana", 0)
+    bench.start()
+    await bench.all_handled()
+
+    async def overtaken(name: str, _partition: int) -> None:
+        if name == "end_offset_answer":
+            bench.consent("ana", bench.broker.log("lane.consents", 0).end + 1)
+            follower = bench.followers[0]
+            while follower.position < bench.broker.log("lane.consents", 0).end:
+                await asyncio.sleep(0)
+
+    bench.broker.hook = overtaken
+    bench.event("ana", 1)
+    await bench.all_handled()
+    assert bench.outputs() == [0, 1]
+    assert "rebuilding" not in caplog.text
 
 
 async def test_a_consent_topic_that_ends_too_early_denies_everyone_until_it_is_rebuilt(bench: Bench) -> None:
