@@ -341,9 +341,7 @@ async def test_consents_read_while_the_gate_asks_are_no_sign_of_another_topic(
     async def overtaken(name: str, _partition: int) -> None:
         if name == "end_offset_answer":
             bench.consent("ana", bench.broker.log("lane.consents", 0).end + 1)
-            follower = bench.followers[0]
-            while follower.position < bench.broker.log("lane.consents", 0).end:
-                await asyncio.sleep(0)
+            await bench.followers[0].reach(bench.broker.log("lane.consents", 0).end)
 
     bench.broker.hook = overtaken
     bench.event("ana", 1)
