@@ -158,14 +158,15 @@ class ApacheKafka:
     """
 
     transactions = True
-    heap = "512m"
+    java: Sequence[str] = ("-Xmx512m",)
+    """options of the virtual machine"""
 
     def __init__(self, jars: Path, home: Path, nodes: int, overrides: Mapping[str, str]) -> None:
         free, numbers = _free_ports(2 * nodes), range(1, nodes + 1)
         ports, controllers = (dict(zip(numbers, some, strict=True)) for some in (free[:nodes], free[nodes:]))
         self._home, self._ports, self._processes = home, ports, dict[int, _Process]()
         # Without a file of settings Log4j writes to standard output, and so to the log of the node.
-        self._java = shlex.join(["java", f"-Xmx{self.heap}", "-Dlog4j2.level=WARN", "-cp", f"{jars}/*"])
+        self._java = shlex.join(["java", *self.java, "-Dlog4j2.level=WARN", "-cp", f"{jars}/*"])
         self._format = f"kafka.tools.StorageTool format --cluster-id={secrets.token_hex(11)} --config"
         version = next((jar.stem.split("-")[-1] for jar in jars.glob("kafka-clients-*.jar")), "(no jars)")
         self.bootstrap = ",".join(f"127.0.0.1:{port}" for port in ports.values())

@@ -108,7 +108,8 @@ class MemoryBroker:
         self._change()
 
     def recreate(self, topic: str, partition: int) -> None:
-        """Delete a topic's partition and make it anew, empty."""
+        """Delete a topic's partition and make it anew, empty; as Kafka does, forget what was committed of it."""
+        self.committed.pop((topic, partition), None)
         self._logs[topic, partition] = _Log(topic_id=self.log(topic, partition).topic_id + b"'")
         self._change()
 
@@ -311,7 +312,9 @@ class MemoryLane:
         """See the port."""
         await self._broker.step("write_barrier", self._partition)
         written = self._broker.append(self._consents, self._partition, BARRIER, None)
-        return Mark(written + 1, self._broker.log(self._consents, self._partition).topic_id)
+        answer = Mark(written + 1, self._broker.log(self._consents, self._partition).topic_id)
+        await self._broker.step("write_barrier_answer", self._partition)
+        return answer
 
     async def begin(self) -> None:
         """See the port."""

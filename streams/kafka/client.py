@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka import errors as kafka_errors
 
 from streams.consent import BARRIER
@@ -71,7 +71,7 @@ class AiokafkaLane:
         self._tps = {topic: TopicPartition(topic, partition) for topic in topics}
         self._consent_tp = TopicPartition(consents, partition)
         self._consumer: AIOKafkaConsumer | None = None
-        self._producer: AIOKafkaProducer | None = None
+        self._producer: OneCommitProducer | None = None
         self._offsets: dict[TopicPartition, int] = {}
         self._next: dict[str, int] = {}
 
@@ -106,6 +106,9 @@ class AiokafkaLane:
     async def committed(self) -> dict[str, int | None]:
         """See the port."""
         async with translated():
+            if self._settings.transactional:
+                offsets = await self._own_producer.committed(self._settings.group, list(self._tps.values()))
+                return {topic: offsets[tp] for topic, tp in self._tps.items()}
             return {topic: await self._shared.member.committed(tp) for topic, tp in self._tps.items()}
 
     async def seek(self, offsets: Mapping[str, int | None]) -> None:
@@ -213,7 +216,7 @@ class AiokafkaLane:
             await quietly(consumer.stop())
 
     @property
-    def _own_producer(self) -> AIOKafkaProducer:
+    def _own_producer(self) -> OneCommitProducer:
         if self._producer is None:
             raise PortError("no producer")
         return self._producer

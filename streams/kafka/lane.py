@@ -152,6 +152,8 @@ class Lane:
         self._stopping = asyncio.Event()
         self._progress = False
         self._broken: dict[str, int] = {}
+        self._told: dict[str, int | None] | None = None
+        """the committed offsets that this start goes by, until a transaction has shown that they are the true ones"""
         self._receipted = (0, -1)
         """era and position of the follower at the last receipt"""
 
@@ -200,7 +202,7 @@ class Lane:
         # INVARIANT (exactly once): fence first, then ask. An offset read before the fence may still be overtaken by
         # the commit of the owner before us, and its batch would be published twice.
         await self._within(self._port.init_transactions())
-        committed = await self._within(self._port.committed())
+        committed = self._told = await self._within(self._port.committed())
         await self._within(self._port.seek(committed))
         self._become(LaneState.GATE)
         if self._follower is not None:
@@ -268,7 +270,7 @@ class Lane:
 
     async def _gate(self, follower: Follower) -> None:
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        began, resume = loop.time(), self.state
         ask = self._port.write_barrier if self._settings.gate == "strict" else self._port.end_offset
         while True:
             # Before the question: while it is under way the follower may read what is written after the answer.
@@ -279,24 +281,20 @@ class Lane:
                 # nothing. Offsets alone do not show it: the new topic may have grown beyond the old position.
                 log.error("lane %s: the consent topic is not the one that was read: rebuilding, all denied", self.name)
                 follower.rebuild()
-            await self._reach(follower, end.offset)
-            if end.topic_id == follower.topic_id and follower.position >= end.offset:
+            # INVARIANT (fail closed): however long it takes, the batch waits. It asks again now and then: the answer
+            # may have been about a topic that is no more, and a later one is never weaker.
+            if await self._reached(follower, end.offset) and end.topic_id == follower.topic_id:
                 break
+        self._become(resume if resume is not LaneState.PARKED else LaneState.RUNNING)
         self._watch.gate(self.name, loop.time() - began)
 
-    async def _reach(self, follower: Follower, end: int) -> None:
-        reached = asyncio.ensure_future(follower.reach(end))
-        resume = self.state
+    async def _reached(self, follower: Follower, end: int) -> bool:
+        """Wait until the follower has read up to an offset, but not for ever; tell whether it has."""
         try:
-            while not reached.done():
-                try:
-                    await self._unless_stopped(asyncio.shield(reached), self._settings.patience)
-                except TimeoutError:
-                    # INVARIANT (fail closed): however long it takes, the batch waits.
-                    self._become(LaneState.PARKED, f"consents at {follower.position} of {end}")
-        finally:
-            reached.cancel()
-        self._become(resume if resume is not LaneState.PARKED else LaneState.RUNNING)
+            await self._unless_stopped(follower.reach(end), self._settings.patience)
+        except TimeoutError:
+            self._become(LaneState.PARKED, f"consents at {follower.position} of {end}")
+        return follower.position >= end
 
     async def _commit(self, work: Work, offsets: Mapping[str, int]) -> None:
         loop = asyncio.get_running_loop()
@@ -315,12 +313,24 @@ class Lane:
             await self._within(self._port.send(sends))
         if offsets:
             await self._within(self._port.send_offsets(offsets))
+            await self._make_sure()
         await self._within(self._port.commit())
         self._progress = True
         self._watch.committed(self.name, work, loop.time() - began, offsets)
         if receipted != self._receipted:
             self._receipted = receipted
             self._watch.receipt(self.name, receipted[1], written)
+
+    async def _make_sure(self) -> None:
+        """In the first transaction after a start, ask once more for what is committed.
+
+        INVARIANT (exactly once): a group coordinator that is cut off from its cluster, and does not know it, tells old
+        offsets. The one that has taken ours leads, or it could not have; and since the fence nobody else commits.
+        """
+        if self._told is not None:
+            if await self._within(self._port.committed()) != self._told:
+                raise PortError("the committed offsets are not those of the start")
+            self._told = None
 
     def _receipt(self, through: int) -> Output:
         policy = self._plan.policy
@@ -337,6 +347,11 @@ class Lane:
             reason, on = Reason.UNREADABLE, gone.after
         else:
             reason, on = Reason.OUT_OF_RANGE, await self._within(self._port.first_offset(gone.topic))
+            if on <= gone.position:
+                # INVARIANT (exactly once): never back. A leader that is cut off does not have the newest offsets; and
+                # of a topic made anew Kafka has forgotten the group's offsets: the truth is what is committed.
+                log.error("lane %s: %s ends before offset %d: starting again", self.name, gone.topic, gone.position)
+                raise gone
         log.error("lane %s: %s: %s from offset %d to %d", self.name, gone.topic, reason, gone.position, on)
         topic = self._plan.policy.topic("quarantine")
         where = Coordinates(gone.topic, self.partition, gone.position)

@@ -110,7 +110,10 @@ class LanePort(Protocol):
         """Start a producer with the lane's static transactional id: fences every older one and ends its transaction."""
 
     async def committed(self) -> dict[str, int | None]:
-        """Return the committed offset of each topic, None where nothing was committed yet."""
+        """Return the committed offset of each topic, None where nothing was committed yet.
+
+        After `send_offsets` it is asked of the broker that has taken them.
+        """
 
     async def seek(self, offsets: Mapping[str, int | None]) -> None:
         """Read on from these offsets; None: from the first one that the broker has."""

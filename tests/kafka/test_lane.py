@@ -9,7 +9,7 @@ import pytest
 from streams.kafka.agents import minimize
 from streams.kafka.follower import Follower
 from streams.kafka.lane import Gate, Lane, LaneSettings, LaneState, Work
-from streams.kafka.port import PortError, Unreadable
+from streams.kafka.port import OffsetsGone, PortError, Unreadable
 from streams.keys import MasterKey
 from streams.plan import Plan, compile_plan
 from streams.policy import parse_policy
@@ -386,6 +386,88 @@ async def test_a_consent_topic_made_anew_is_noticed_when_it_has_grown_beyond_wha
     held.set()
     await bench.all_handled()
     assert bench.outputs() == [0]
+
+
+async def test_a_gate_whose_answer_was_about_a_topic_that_is_no_more_asks_again(bench: Bench) -> None:
+    # The follower will never come as far as the old topic went: who waits for that waits for ever.
+    bench.consent("ana", 1)
+    lane = bench.start(patience=0.01)
+    await bench.until(lambda: lane.ready)
+    for version in range(2, 30):
+        bench.consent("ana", version)
+    gone = False
+
+    async def make_anew(name: str, _partition: int) -> None:
+        nonlocal gone
+        if name == f"{bench.question}_answer" and not gone:
+            gone = True
+            bench.broker.recreate("lane.consents", 0)
+            bench.followers[0].rebuild()
+            bench.consent("ana", 1)
+
+    bench.broker.hook = make_anew
+    bench.event("ana", 0)
+    await bench.all_handled()
+    assert gone
+    assert bench.outputs() == [0]
+
+
+async def test_a_leader_that_has_less_than_was_read_takes_the_lane_not_back(bench: Bench) -> None:
+    # One that is cut off from its cluster says so. Nothing is given up, and nothing handled again.
+    bench.consent("ana", 1)
+    for n in range(3):
+        bench.event("ana", n)
+    bench.start()
+    await bench.all_handled()
+    left = 3
+
+    async def stale(name: str, _partition: int) -> None:
+        nonlocal left
+        if name == "read_batch" and left:
+            left -= 1
+            raise OffsetsGone("raw", 3)
+
+    bench.broker.hook = stale
+    bench.event("ana", 3)
+    await bench.all_handled()
+    assert left == 0
+    assert bench.outputs() == [0, 1, 2, 3]
+    assert bench.broker.read("lane.quarantine", 0) == []
+
+
+async def test_a_raw_topic_made_anew_is_read_from_its_beginning(bench: Bench) -> None:
+    bench.consent("ana", 1)
+    for n in range(3):
+        bench.event("ana", n)
+    lane = bench.start()
+    await bench.all_handled()
+    bench.broker.recreate("raw", 0)
+    bench.event("ana", 3)
+    await bench.all_handled()
+    assert bench.outputs() == [0, 1, 2, 3]
+    await bench.until(lambda: lane.ready)
+
+
+async def test_old_offsets_of_a_coordinator_that_is_none_are_found_out(bench: Bench) -> None:
+    # It answers from memory; the one that takes the offsets of the first transaction knows better.
+    bench.consent("ana", 1)
+    for n in range(3):
+        bench.event("ana", n)
+    bench.start()
+    await bench.all_handled()
+    port, told = bench.ports[0], list[dict[str, int | None]]()
+    asked = port.committed
+
+    async def from_memory() -> dict[str, int | None]:
+        told.append({"raw": 1} if not told else await asked())
+        return told[-1]
+
+    port.committed = from_memory  # type: ignore[method-assign]
+    bench.broker.start_producer("lane-0")  # It has to start again.
+    bench.event("ana", 3)
+    await bench.all_handled()
+    assert bench.outputs() == [0, 1, 2, 3]
+    assert told[0] == {"raw": 1}
 
 
 async def test_what_retention_took_is_recorded_and_the_lane_goes_on(bench: Bench) -> None:
