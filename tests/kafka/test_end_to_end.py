@@ -172,6 +172,22 @@ def test_graceful_end_and_successor_leave_no_gap(shop: Deployment) -> None:
     assert second.terminate() == 0
 
 
+def test_raw_topic_made_anew_is_read_from_its_beginning(shop: Deployment) -> None:
+    # Kafka forgets what a group had committed of a topic that is deleted: that is what the lane goes by.
+    give_consents(shop)
+    worker = shop.start()
+    shop.wait_ready()
+    send_purchases(shop)
+    shop.wait_consumed()
+    before = {topic: len(shop.read(topic)) for topic in shop.outputs}
+    delete_topics(shop.bootstrap, [shop.raw])
+    shop.create_topics()
+    send_purchases(shop)
+    shop.wait_consumed()
+    assert {topic: len(shop.read(topic)) for topic in shop.outputs} == {topic: 2 * n for topic, n in before.items()}
+    assert worker.running
+
+
 def test_at_least_once_publishes_the_same_bytes_and_says_so(shop: Deployment) -> None:
     give_consents(shop)
     worker = shop.start(guarantee="at-least-once")
