@@ -13,10 +13,25 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+_SAID = pytest.StashKey[dict[str, list[str]]]()
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]  # scenarios are large on purpose
 settings.register_profile("default", max_examples=60, deadline=None, print_blob=True, suppress_health_check=_SLOW)
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=1200)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(scope="session")
+def said(pytestconfig: pytest.Config) -> dict[str, list[str]]:
+    """What tests have to tell at the end of the output: lines by title."""
+    return pytestconfig.stash.setdefault(_SAID, {})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Tell it."""
+    for title, lines in config.stash.get(_SAID, {}).items():
+        terminalreporter.section(title)
+        for line in lines:
+            terminalreporter.line(line)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,7 +2,10 @@
 `tests.checker` reads.
 
 - Times are seconds of one clock, the same for everything in a history: virtual in a simulation, monotonic otherwise.
+  Of two things at the same time nobody knows which came first: a simulation that wants its checker sharp lets its
+  clock move a little with every call.
 - A history holds what clients did and what the brokers hold at the end, nothing of what a worker says of itself.
+- All records of a log are in the order of their offsets, and no offset is there twice.
 """
 
 from collections import Counter
@@ -25,7 +28,8 @@ class Sent(NamedTuple):
     """One write of a client: an event, or a change of consent.
 
     `acknowledged` and `offset` are None when no answer came: the record may be there or not. `withdrawal`: it takes
-    back something that was allowed.
+    back something that was allowed. A consent that was sent to the wrong partition on purpose (A3 broken) does not
+    belong in `History.changes`: the promise does not hold for it.
     """
 
     topic: str
@@ -62,15 +66,17 @@ class History:
     """the master key"""
     partitions: int
     now: int
-    """a time (ms) of the run: no consent of the run may begin to hold or run out around it"""
+    """a time (ms) of the run, not before the timestamp of any event; no consent may run out while the run lasts. The
+    checker is fastest where it is the same for many histories of one policy"""
     raw: Logs = field(default_factory=dict)
     """the events, by topic and partition; what retention has taken may be missing"""
     consents: dict[int, list[Stored]] = field(default_factory=dict)
-    """all that was ever written to the consent topic, compacted away or not, without markers; by partition"""
+    """all that was ever written to the consent topic, compacted away or not, without markers and without what was
+    aborted; by partition. Where the topic was made anew: see `remade`"""
     committed: Logs = field(default_factory=dict)
-    """outputs, quarantine and receipts, as a read_committed reader sees them at the end"""
+    """outputs, quarantine, receipts and re-keyed events, as a read_committed reader sees them at the end"""
     uncommitted: Logs = field(default_factory=dict)
-    """the same topics, with what was aborted"""
+    """the same topics, with what was aborted; read after `committed`"""
     offsets: dict[tuple[str, int], int] = field(default_factory=dict)
     """the offsets that the workers' group has committed at the end"""
     events: list[Sent] = field(default_factory=list)
@@ -79,7 +85,23 @@ class History:
     texts: dict[str, str] = field(default_factory=dict)
     """logs, metrics pages and whatever else was written, by what it is: searched for canaries"""
     canaries: Sequence[bytes] = ()
-    """tokens planted in raw events; each may stand in the outputs of `identified_topics` only"""
+    """tokens planted in raw events: values, keys, headers. All begin with the same six bytes or more, which stand
+    nowhere else in the run, in capitals or not: this beginning is what is looked for. They may stand in keys and values
+    of `identified_topics` only, and there only where the model says so"""
+    hidden: Sequence[bytes] = ()
+    """tokens planted where the policy names nothing (unnamed fields, headers), with a beginning of their own: these
+    stand in no output at all, whatever the model says"""
     identified_topics: frozenset[str] = frozenset()
     power: Counter[str] = field(default_factory=Counter)
     """how often each fault really happened, as the run counted it"""
+    starts: dict[tuple[str, int], int] = field(default_factory=dict)
+    """by raw topic and partition: the first offset that retention has left; default: the first of `raw`. Records below
+    it may be listed or not, and what became of those that are not is not looked at"""
+    ends: dict[tuple[str, int], int] = field(default_factory=dict)
+    """by raw or re-keyed topic and partition: the end of the log; default: behind its last record. Needed where a log
+    ends with control records"""
+    remade: dict[int, list[int]] = field(default_factory=dict)
+    """by partition: where the consent topic was deleted and made anew, or truncated. Offsets in `consents`, `changes`
+    and `promised` then count on: a record of the new topic has its own offset plus a base, which stands here and is the
+    end of all that was before plus one. From it on nothing is known but what the new topic says; what is left of a
+    truncated one is listed once more, as records of the new one. Receipts are as the brokers have them"""
