@@ -1,0 +1,17 @@
+"""Eighteen of eighteen: each mutant of the guarantees is noticed. The table stands at the end of the test output."""
+
+import pytest
+
+from tests.simulation.mutants import MUTANTS, Mutant, hunt
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_mutant_is_killed(mutant: Mutant, said: dict[str, list[str]]) -> None:
+    kill = hunt(mutant)
+    assert kill is not None, f"{mutant.name}, {mutant.what}: nothing noticed it"
+    line = f"{mutant.name:<4} {mutant.what:<34} simulation, seed {kill.seed} (number {kill.tried} that was tried)"
+    said.setdefault("mutants and what killed them", []).extend([line, f"     {kill.found}"])
+
+
+def test_the_list_is_whole() -> None:
+    assert [mutant.name for mutant in MUTANTS] == [f"M{number}" for number in range(1, 19)]
