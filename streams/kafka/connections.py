@@ -25,6 +25,16 @@ _FENCED = (
     kafka_errors.InvalidProducerIdMapping,
     kafka_errors.OutOfOrderSequenceNumber,
 )
+_OTHERS = (
+    OSError,
+    TimeoutError,
+    # How the library checks the states of a transaction, and of itself: these two are no `KafkaError`.
+    AssertionError,
+    kafka_errors.IllegalOperation,
+    kafka_errors.ConsumerStoppedError,
+    # Broken bytes.
+    ValueError,
+)
 _MEMBER = (kafka_errors.NoError, kafka_errors.RebalanceInProgressError)
 _NO_MEMBER = (kafka_errors.IllegalGenerationError, kafka_errors.UnknownMemberIdError)
 
@@ -144,8 +154,7 @@ async def translated() -> AsyncIterator[None]:
     except kafka_errors.KafkaError as error:
         fenced = isinstance(error, _FENCED) or isinstance(error.__cause__, _FENCED)
         raise (Fenced if fenced else PortError)(type(error).__name__) from error
-    except (OSError, AssertionError, TimeoutError, ValueError) as error:
-        # Assertions are how the library checks the states of a transaction; ValueErrors come from broken bytes.
+    except _OTHERS as error:
         raise PortError(type(error).__name__) from error
 
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka import errors as kafka_errors
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
+from streams.kafka.connections import translated
 from streams.kafka.internals import _Buffer, fill
-from streams.kafka.port import Unreadable
+from streams.kafka.port import PortError, Unreadable
 from streams.outcome import Output
 
 TP = TopicPartition("raw", 0)
@@ -130,3 +132,15 @@ def test_a_batch_is_filled_until_it_is_full() -> None:
         sizes.append(done - before)
     assert sum(sizes) == 5
     assert len(sizes) > 1
+
+
+@pytest.mark.parametrize("name", sorted(kafka_errors.__all__))
+async def test_whatever_the_library_raises_is_an_error_of_the_port(name: str) -> None:
+    # Two of its errors are no `KafkaError`: one of these, after a coordinator was killed, ended the whole worker.
+    error = getattr(kafka_errors, name)
+    if not (isinstance(error, type) and issubclass(error, Exception)) or name == "OffsetOutOfRangeError":
+        return
+    with pytest.raises(PortError) as raised:
+        async with translated():
+            raise error
+    assert raised.value.args == (error.__name__,)
