@@ -6,6 +6,7 @@
 """
 
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -159,6 +160,7 @@ class Deployment:
         self.plan: Plan = compile_plan(loaded, MasterKey.of_file(self.key_file))
         self.replication = replication
         self.workers: list[Worker] = []
+        self._numbers = itertools.count()  # Chaos starts workers from several threads.
         self._admin = admin_client(bootstrap)
         # Never subscribes, so it is no member of the group; read_committed: it waits for offsets that are pending.
         self._observer = Consumer(
@@ -233,7 +235,7 @@ class Deployment:
             command = [sys.executable, "-m", "streams", "run"]
             if script is not None:
                 command = [sys.executable, "-c", f"{script}\n{_RUN}"]
-        log = self.home / f"worker-{len(self.workers)}.log"
+        log = self.home / f"worker-{next(self._numbers)}.log"
         worker = Worker(command, self.environment(**settings), log)
         self.workers.append(worker)
         return worker
@@ -351,7 +353,6 @@ def as_read(record: Record) -> tuple[int, bytes | None, bytes | None, list[tuple
 
 
 _RUN = """
-from streams.kafka.app import run_worker
-from streams.settings import read_settings
-raise SystemExit(run_worker(read_settings()))
+from streams.cli import main
+main(["run"], prog_name="celosia")
 """
