@@ -141,19 +141,27 @@ def run_worker(settings: Settings) -> int:
     # of them again and again, at a third of the worker's time.
     gc.set_threshold(100_000, 20, 20)
     uvloop.install()
-    asyncio.set_event_loop(asyncio.new_event_loop())
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(_say_what_kind)
+    asyncio.set_event_loop(loop)
     app = make_app(settings)
     if settings.guarantee == "at-least-once":
         log.warning(
             "AT LEAST ONCE: after a failure events may be published twice, and receipts prove nothing; use this only "
             "with brokers that have no transactions"
         )
-    worker = _FaustWorker(app, redirect_stdouts=False, override_logging=False, loop=asyncio.get_event_loop())
+    worker = _FaustWorker(app, redirect_stdouts=False, override_logging=False, loop=loop)
     with contextlib.suppress(SystemExit):
         worker.execute_from_commandline()
     if app.lanes.failed is not None:
         raise app.lanes.failed
     return 0
+
+
+def _say_what_kind(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Say what kind of error nobody has waited for. asyncio itself would print its text, and callbacks' arguments."""
+    error = context.get("exception")
+    log.warning("something failed that nobody waited for: %s", "no error" if error is None else describe(error))
 
 
 def _log_to_stderr(level: str) -> None:

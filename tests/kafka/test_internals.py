@@ -1,5 +1,6 @@
 """Where we reach into aiokafka: on its own classes, with record batches that its own builder made."""
 
+import asyncio
 import gc
 import weakref
 from typing import Any
@@ -144,3 +145,20 @@ async def test_whatever_the_library_raises_is_an_error_of_the_port(name: str) ->
         async with translated():
             raise error
     assert raised.value.args == (error.__name__,)
+
+
+async def test_errors_that_nobody_waits_for_are_told_by_their_kind(caplog: pytest.LogCaptureFixture) -> None:
+    from streams.kafka.app import _say_what_kind  # It loads Faust, which nothing else here needs.
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_say_what_kind)
+    try:
+        loop.call_soon(int, "CANARY")
+        failed = loop.create_future()
+        failed.set_exception(ValueError("CANARY"))
+        del failed
+        await asyncio.sleep(0)
+    finally:
+        loop.set_exception_handler(None)
+    assert caplog.text.count("something failed that nobody waited for: ValueError") == 2
+    assert "CANARY" not in caplog.text
