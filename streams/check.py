@@ -227,7 +227,7 @@ def decode_object(value: bytes) -> dict[str, Any] | None:
     """Return a JSON object, None where the bytes are none."""
     try:
         document = msgspec.json.decode(value)
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # the decoder raises the second for names
         return None
     return document if type(document) is dict else None
 

@@ -14,7 +14,8 @@ Rules of this file:
 import json
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta, timezone
 from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
@@ -162,35 +163,51 @@ def read_consent(value: bytes) -> tuple[str, Consent]:
     ('ana', 2, 'ANONYMOUS', 1000)
 
     Raises:
-        ValueError: it cannot be read, in any way. The message is for nobody: it may quote the record.
+        ValueError: it cannot be read, in any way. Nothing of the record is in it.
     """
-    try:
-        record = _decode(value)
-        names = 3
-        strings = 1
-        grants = {}
+    found = None
+    with suppress(msgspec.MsgspecError, RecursionError, ValueError, OverflowError):
+        found = _read(value)
+    # Raised out here, so that no other error hangs on it: those of the decoders quote the record.
+    if found is None:
+        raise ValueError("not a consent record")
+    return found
+
+
+def _read(value: bytes) -> tuple[str, Consent]:
+    record = _decode(value)
+    names = 3
+    strings = 1
+    grants = {}
+    for purpose, grant in record.purposes.items():
+        until = FOREVER
+        names += 3
+        strings += 2
+        if grant.until is not None:
+            until = (grant.until - _EPOCH) // _MILLISECOND
+            names += 1
+            strings += 1
+        # To the strict side of the millisecond: `since` up, `until` down.
+        since = -((_EPOCH - grant.since) // _MILLISECOND)
+        grants[purpose] = Grant(RUNGS[grant.rung], since, until)
+    # Parsers let the last of two equal names win. Which of `"rung":"nothing","rung":"identified"` was meant is
+    # not ours to guess. Counting quotation marks finds an extra name; only then is the exact question asked.
+    if b"\\" in value or value.count(b'"') != 2 * (names + strings) or _FINE.search(value):
+        given = json.loads(value, object_pairs_hook=_no_duplicates)["purposes"]
         for purpose, grant in record.purposes.items():
-            until = FOREVER
-            names += 3
-            strings += 2
-            if grant.until is not None:
-                until = (grant.until - _EPOCH) // _MILLISECOND
-                names += 1
-                strings += 1
-            # To the strict side of the millisecond: `since` up, `until` down.
-            since = -((_EPOCH - grant.since) // _MILLISECOND)
+            since = _exactly(given[purpose]["since"], up=True)
+            until = FOREVER if grant.until is None else _exactly(given[purpose]["until"], up=False)
             grants[purpose] = Grant(RUNGS[grant.rung], since, until)
-        # Parsers let the last of two equal names win. Which of `"rung":"nothing","rung":"identified"` was meant is
-        # not ours to guess. Counting quotation marks finds an extra name; only then is the exact question asked.
-        if b"\\" in value or value.count(b'"') != 2 * (names + strings) or _FINE.search(value):
-            given = json.loads(value, object_pairs_hook=_no_duplicates)["purposes"]
-            for purpose, grant in record.purposes.items():
-                since = _exactly(given[purpose]["since"], up=True)
-                until = FOREVER if grant.until is None else _exactly(given[purpose]["until"], up=False)
-                grants[purpose] = Grant(RUNGS[grant.rung], since, until)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise ValueError("not a consent record") from error
     return record.subject, Consent(record.version, grants)
+
+
+def _moment(ms: int) -> datetime:
+    """Return a time that a record can hold, also where it is before the year 1 or after 9999 in UTC."""
+    try:
+        return _EPOCH + ms * _MILLISECOND
+    except OverflowError:
+        offset = timedelta(hours=23, minutes=59) * (1 if ms < 0 else -1)
+        return (_EPOCH.replace(tzinfo=None) + (ms * _MILLISECOND + offset)).replace(tzinfo=timezone(offset))
 
 
 def write_consent(subject: str, consent: Consent) -> bytes:
@@ -203,8 +220,8 @@ def write_consent(subject: str, consent: Consent) -> bytes:
     purposes = {}
     for purpose, (rung, since, until) in consent.grants.items():
         name = cast("RungName", rung.name.lower())
-        ends = None if until == FOREVER else _EPOCH + until * _MILLISECOND
-        purposes[purpose] = GrantRecord(name, _EPOCH + since * _MILLISECOND, ends)
+        ends = None if until == FOREVER else _moment(until)
+        purposes[purpose] = GrantRecord(name, _moment(since), ends)
     return _encode(ConsentRecord(subject, consent.version, purposes))
 
 

@@ -13,6 +13,7 @@ Rules of this file:
 import json
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -128,12 +129,15 @@ class DocumentReader:
             opened += value.count(b"[")
         if opened > _DEEPEST:
             _refuse_depth(value)
+        wrong: Exception | None = None
         try:
             if not value.isascii():
                 value.decode()  # The decoder does not look into strings that it skips.
             document = self._decode(value)
         except (UnicodeDecodeError, RecursionError, msgspec.MsgspecError) as error:
-            document = self._second_look(value, error)
+            wrong = error
+        if wrong is not None:  # Not above: the decoder's error would hang on what is raised, with the event in it.
+            document = self._second_look(value, wrong)
         for name in self._quoted:
             if value.count(name) > 1:
                 self._refuse_duplicates(value)
@@ -149,19 +153,19 @@ class DocumentReader:
             raise Rejected(Reason.TOO_DEEP)
         if not isinstance(error, msgspec.ValidationError):
             raise Rejected(Reason.MALFORMED)
+        reason, document = Reason.NOT_AN_OBJECT, None
         try:
             document = msgspec.json.decode(value)
         except RecursionError:
-            raise Rejected(Reason.TOO_DEEP) from None
+            reason = Reason.TOO_DEEP
         except msgspec.MsgspecError:
-            raise Rejected(Reason.MALFORMED) from None
-        if type(document) is not dict:
-            raise Rejected(Reason.NOT_AN_OBJECT)
-        _drop_null_groups(document, self._tree)
-        try:
-            return msgspec.convert(document, self._document)
-        except msgspec.ValidationError:
-            raise Rejected(Reason.WRONG_SHAPE) from None
+            reason = Reason.MALFORMED
+        if type(document) is dict:
+            _drop_null_groups(document, self._tree)
+            reason = Reason.WRONG_SHAPE
+            with suppress(msgspec.ValidationError):
+                return msgspec.convert(document, self._document)
+        raise Rejected(reason)
 
     def _refuse_duplicates(self, value: bytes) -> None:
         # The names stand more than once, or may hide behind escapes: now the exact question, at six times the cost.
@@ -172,13 +176,16 @@ class DocumentReader:
             if len(given) != len(set(given)):
                 raise Rejected(Reason.DUPLICATE_NAME)
 
+        reason = None
         try:
             # Numbers are not looked at: a long one is none of this question's business.
             json.loads(value, object_pairs_hook=refuse, parse_int=str)
         except RecursionError:
-            raise Rejected(Reason.TOO_DEEP) from None
+            reason = Reason.TOO_DEEP
         except ValueError:
-            raise Rejected(Reason.MALFORMED) from None
+            reason = Reason.MALFORMED
+        if reason is not None:
+            raise Rejected(reason)
 
 
 def _refuse_depth(value: bytes) -> None:
