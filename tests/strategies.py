@@ -29,6 +29,8 @@ YEAR = 365 * 86_400_000
 
 PEOPLE = ["ana", "ben", "7", "Zoë", "*"]
 PURPOSES = ["ads", "personalization.recommendations", "service.orders", "shop-stock"]
+ODD_PEOPLE = [7, 7.0, True, "", None, "x" * 256, "x" * 1024, "x" * 1025, "é" * 512, "é" * 513, 10**1023, 10**1024]
+"""Subjects as an event may give them: Kafka's key is 7's digits, and so on; the limit is 1,024 bytes."""
 KINDS = ["viewed", "bought", "Просмотр"]
 PATHS = ["a", "b", "at", "e-mail", "naïve", "g.x", "g.y", "g.h.z", "item.id", "item.price", "seen.at", "id"]
 CATEGORIES = ["user.behavior", "user.behavior.purchase_history", "user.contact.email", "system.operations"]
@@ -130,6 +132,7 @@ LADDERS: list[list[Any]] = [
 """From coarse to fine; what each step gives can be computed from what any later one gives."""
 
 RUNGS = ["anonymous", "pseudonymous", "identified"]
+LADDER = ["crowd", *RUNGS]
 
 
 @st.composite
@@ -137,12 +140,30 @@ def forms_by_rung(draw: Draw, *, monotone: bool, time: bool) -> Any:
     """Draw the `as` of a field. Monotone: a higher rung never tells less."""
     if draw(st.booleans()) and not time:
         return None
-    rungs = sorted(draw(st.lists(st.sampled_from(RUNGS), min_size=1, unique=True)), key=RUNGS.index)
+    rungs = sorted(draw(st.lists(st.sampled_from(LADDER), min_size=1, max_size=3, unique=True)), key=LADDER.index)
     if not monotone:
         return {rung: draw(FORMS) for rung in rungs}
     ladder = LADDERS[2] if time else draw(st.sampled_from(LADDERS))
     steps = sorted(draw(st.lists(st.integers(0, len(ladder) - 1), min_size=len(rungs), max_size=len(rungs))))
     return {rung: ladder[step] for rung, step in zip(rungs, steps, strict=True)}
+
+
+@st.composite
+def sources_of(draw: Draw, topic: str) -> dict[str, Any]:
+    """Draw a source that reads a topic."""
+    source: dict[str, Any] = {
+        "topic": topic,
+        "own": not draw(rarely(8)),
+        "subject": draw(st.sampled_from(["subject", "who.id"])),
+        "type": draw(st.sampled_from(["type", "meta.type"])),
+    }
+    if draw(st.booleans()):
+        source |= {"time": "at", "id": "id"}
+    if draw(st.booleans()):
+        source["clock_skew"] = draw(st.sampled_from(["2s", "1h"]))
+    if draw(rarely(6)):
+        source["key"] = "other"
+    return source
 
 
 @st.composite
@@ -158,22 +179,17 @@ def policies(draw: Draw, *, monotone: bool = False) -> dict[str, Any]:
         }
         for name in draw(st.lists(st.sampled_from(PURPOSES), min_size=1, max_size=3, unique=True))
     }
-    timed = draw(st.booleans())
-    source: dict[str, Any] = {
-        "topic": "raw",
-        "own": True,
-        "subject": draw(st.sampled_from(["subject", "who.id"])),
-        "type": draw(st.sampled_from(["type", "meta.type"])),
-    }
-    if timed:
-        source |= {"time": "at", "id": "id"}
-    if draw(st.booleans()):
-        source["clock_skew"] = draw(st.sampled_from(["2s", "1h"]))
+    sources = {"web": draw(sources_of("raw"))}
+    if draw(rarely(3)):
+        sources["app"] = draw(sources_of("app"))
+    # What is not our own dealing with a person may feed nothing that is about one.
+    own = all(source["own"] for source in sources.values())
+    categories = CATEGORIES if own else ["system.operations"]
     events = {}
     for kind in draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=2, unique=True)):
-        fields: dict[str, Any] = {source["subject"]: {"is": "user.unique_id"}}
+        fields: dict[str, Any] = {source["subject"]: {"is": "user.unique_id"} for source in sources.values()}
         for path in draw(st.lists(st.sampled_from(PATHS), min_size=1, max_size=6, unique=True)):
-            rule: dict[str, Any] = {"is": draw(st.sampled_from(CATEGORIES))}
+            rule: dict[str, Any] = {"is": draw(st.sampled_from(categories))}
             if draw(rarely(10)):
                 rule["drop"] = "not needed"
             elif not draw(rarely(10)):
@@ -184,13 +200,34 @@ def policies(draw: Draw, *, monotone: bool = False) -> dict[str, Any]:
                     rule["as"] = forms
             fields[path] = rule
         events[kind] = fields
-    return {"policy": "test", "version": 3, "sources": {"web": source}, "purposes": purposes, "events": events}
+    return {"policy": "test", "version": 3, "sources": sources, "purposes": purposes, "events": events}
 
 
 # --- consents ---------------------------------------------------------------------------------------------------------
 
-SINCE = ["2020-01-01T00:00:00Z", "2026-01-01T00:00:00.0005+02:00", "2026-05-01T00:00:00Z", "2030-01-01T00:00:00Z"]
-UNTIL = [None, "2030-01-01T00:00:00Z", "2026-05-28T20:26:40Z", "2026-04-01T00:00:00-01:00", "2021-01-01T00:00:00Z"]
+SINCE = [
+    "2020-01-01T00:00:00Z",
+    "2026-01-01T00:00:00.0005+02:00",
+    "2026-05-01T00:00:00Z",
+    "2026-04-30T23:59:59.9990000001Z",
+    "2030-01-01T00:00:00Z",
+]
+UNTIL = [
+    None,
+    "2030-01-01T00:00:00Z",
+    "2026-05-28T20:26:40Z",
+    "2026-05-28T20:26:40.0009999999Z",
+    "2026-04-01T00:00:00-01:00",
+    "2021-01-01T00:00:00Z",
+]
+GRANTED = 1_777_593_600_000
+"""2026-05-01T00:00:00Z, one of SINCE; as NOW is one of UNTIL."""
+recent = st.one_of(
+    st.integers(NOW - YEAR, NOW),
+    st.builds(lambda skew, off: GRANTED + skew - off, st.sampled_from([0, 2_000, 3_600_000]), st.sampled_from([0, 1])),
+    st.sampled_from([NOW - 1, NOW, NOW + 1]),
+)
+"""Times in ms at which events are recorded; some at the very edges of consents."""
 
 
 def grants(rungs: list[str]) -> st.SearchStrategy[dict[str, Any]]:
@@ -285,16 +322,15 @@ def write(document: Any) -> bytes:
 
 
 @st.composite
-def documents(draw: Draw, policy: dict[str, Any]) -> dict[str, Any]:
+def documents(draw: Draw, policy: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
     """Draw an event with the fields that a policy names, and some that it does not."""
-    (source,) = policy["sources"].values()
     document: dict[str, Any] = {}
-    put(document, source["subject"], draw(st.sampled_from(PEOPLE)))
+    people = ODD_PEOPLE if draw(rarely(10)) else PEOPLE
+    put(document, source["subject"], draw(st.sampled_from(people)))
     kind = "unknown" if draw(rarely()) else draw(st.sampled_from(list(policy["events"])))
     put(document, source["type"], kind)
     if "time" in source:
-        sensible = st.integers(NOW - YEAR, NOW)
-        put(document, source["time"], draw(times if draw(rarely(10)) else st.one_of(sensible, sensible.map(written))))
+        put(document, source["time"], draw(times if draw(rarely(10)) else st.one_of(recent, recent.map(written))))
     for path in policy["events"].get(kind, {}):
         if path not in (source["subject"], source.get("time")) and not draw(rarely(8)):
             put(document, path, draw(anything if draw(rarely(10)) else scalars))
@@ -307,9 +343,9 @@ def documents(draw: Draw, policy: dict[str, Any]) -> dict[str, Any]:
 
 
 @st.composite
-def values(draw: Draw, policy: dict[str, Any]) -> bytes | None:
+def values(draw: Draw, policy: dict[str, Any], source: dict[str, Any]) -> bytes | None:
     """Draw the value of a raw record: mostly an event, sometimes a broken one, or junk."""
-    event = write(draw(documents(policy)))
+    event = write(draw(documents(policy, source)))
     if draw(rarely()):
         return draw(st.one_of(st.none(), st.binary(max_size=40), anything.map(write)))
     if draw(rarely()):
@@ -345,15 +381,19 @@ def values(draw: Draw, policy: dict[str, Any]) -> bytes | None:
 
 
 @st.composite
-def raw_events(draw: Draw, policy: dict[str, Any]) -> Event:
-    """Draw a raw record with its key and Kafka's timestamp."""
-    value = draw(values(policy))
-    (source,) = policy["sources"].values()
+def raw_events(draw: Draw, policy: dict[str, Any], *, whole: bool = False) -> Event:
+    """Draw a raw record with its key and Kafka's timestamp. Whole: it can be read, and its key is its subject."""
+    name = draw(st.sampled_from(list(policy["sources"])))
+    source = policy["sources"][name]
+    if whole:
+        readable = write(draw(documents(policy, source)))
+        return Event(readable, subject_of(readable, source["subject"]), draw(recent), name)
+    value = draw(values(policy, source))
     key = subject_of(value, source["subject"])
     if draw(rarely()):
         key = draw(st.one_of(st.none(), st.binary(max_size=8)))
-    timestamp = draw(st.sampled_from([-1, 0, NOW + YEAR]) if draw(rarely()) else st.integers(NOW - YEAR, NOW))
-    return Event(value, key, timestamp, "web", keyed=not draw(rarely(10)))
+    timestamp = draw(st.sampled_from([-1, 0, NOW + YEAR]) if draw(rarely()) else recent)
+    return Event(value, key, timestamp, name, keyed=not draw(rarely(10)))
 
 
 def subject_of(value: bytes | None, path: str) -> bytes | None:
@@ -400,25 +440,34 @@ class Scenario:
     def run(self) -> list[Outcome]:
         """Send the events through the program."""
         plan, consents = compiled(self.policy), folded(self.history)
-        places = {source.name: source for source in plan.sources}
         return [
-            process(
-                RawEvent(offset, event.timestamp, event.key, event.value),
-                Place(places[event.source], 1, event.keyed),
-                consents,
-                plan,
-                self.now,
-            )
-            for offset, event in enumerate(self.events)
+            process(record, self.place_of(event), consents, plan, self.now)
+            for event, record in zip(self.events, self.records(), strict=True)
         ]
 
+    def records(self) -> list[RawEvent]:
+        """Return the events as records, at offsets from 0 on."""
+        return [RawEvent(offset, event.timestamp, event.key, event.value) for offset, event in enumerate(self.events)]
+
+    def place_of(self, event: Event) -> Place:
+        """Return where an event is read: partition 1 of its source."""
+        places = {source.name: source for source in compiled(self.policy).sources}
+        return Place(places[event.source], 1, event.keyed)
+
     def place(self, *, keyed: bool = True) -> Place:
-        """Return the place of the scenario's only source."""
+        """Return the place of the scenario's first source."""
         return Place(compiled(self.policy).sources[0], 1, keyed)
 
     def predict(self) -> list[Prediction]:
         """Ask the oracle."""
-        return [predict(self.policy, SECRET, event, self.history, self.now) for event in self.events]
+        return [predict(self._as_served(event.source), SECRET, event, self.history, self.now) for event in self.events]
+
+    def _as_served(self, source: str) -> dict[str, Any]:
+        """Return the policy as it reads for one source: of one that is not our own, no purpose is above anonymous."""
+        if self.policy["sources"][source]["own"]:
+            return self.policy
+        purposes = {name: purpose | {"rung": "anonymous"} for name, purpose in self.policy["purposes"].items()}
+        return self.policy | {"purposes": purposes}
 
     def but(self, **changes: Any) -> "Scenario":
         """Return the same scenario with something changed."""
@@ -435,3 +484,17 @@ def scenarios(draw: Draw, *, monotone: bool = False, readable: bool = False) -> 
     events = draw(st.lists(raw_events(policy), min_size=1, max_size=4))
     now = draw(st.one_of(st.just(NOW), st.integers(NOW - YEAR, NOW + YEAR)))
     return Scenario(policy, history, events, now)
+
+
+@st.composite
+def promising(draw: Draw) -> Scenario:
+    """Draw a scenario in which most events are published: everyone allows something, most of them everything."""
+    policy = draw(policies())
+    history: History = []
+    for person in PEOPLE:
+        if draw(rarely(4)):
+            history.append((person.encode(), json.dumps(draw(readable_consents(person))).encode()))
+        else:
+            history.append(generous(person, PURPOSES, draw(st.integers(0, 1000))))
+    events = draw(st.lists(raw_events(policy, whole=True), min_size=1, max_size=3))
+    return Scenario(policy, history, events)

@@ -5,10 +5,22 @@ from itertools import permutations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from streams.consent import FOREVER, Consent, Consents, Grant, Refusal, Rung, read_consent, rule_1, stricter
+from streams.consent import (
+    BARRIER,
+    FOREVER,
+    Consent,
+    Consents,
+    Grant,
+    Refusal,
+    Rung,
+    read_consent,
+    rule_1,
+    stricter,
+    write_consent,
+)
 
 SINCE = "1970-01-01T00:00:01Z"
 GRANT = {"rung": "identified", "since": SINCE}
@@ -59,6 +71,15 @@ def test_an_until_of_null_is_none() -> None:
         ("1970-01-01T01:00:01+01:00", "1969-12-31T23:00:02-01:00", (1000, 2000)),
         ("1969-12-31T23:59:59.9995Z", "1969-12-31T23:59:59.9995Z", (0, -1)),
         ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", (-62135647200000, 253402351199000)),
+        # Finer than the decoder reads, which rounds: digit by digit.
+        ("1970-01-01T00:00:01.0010000000Z", "1970-01-01T00:00:02.0010000000Z", (1001, 2001)),
+        ("1970-01-01T00:00:01.0019999999Z", "1970-01-01T00:00:02.0019999999Z", (1002, 2001)),
+        ("1970-01-01T00:00:01.0015000000Z", "1970-01-01T00:00:02.0015000000Z", (1002, 2001)),
+        ("1970-01-01T00:00:01.9999999Z", "1970-01-01T00:00:02.9999999Z", (2000, 2999)),
+        ("1970-01-01T00:00:01.0000001Z", "1970-01-01T00:00:02.0000001Z", (1001, 2000)),
+        ("1970-01-01T02:00:01.1010000000+02:00", "1969-12-31T22:00:02.1019999000-02:00", (1101, 2101)),
+        ("1970-01-01T00:00:01.0000001Z", "1970-01-01T00:00:02.5Z", (1001, 2500)),
+        ("1970-01-01T00:00:01Z", "1970-01-01T00:00:02.0000001Z", (1000, 2000)),
     ],
 )
 def test_times_are_cut_to_the_strict_side_of_the_millisecond(since: str, until: str, read: tuple[int, int]) -> None:
@@ -145,6 +166,49 @@ def test_escapes_alone_are_no_fault() -> None:
     assert folded(record(subject='a"n\\a'), key=b'a"n\\a').of(b'a"n\\a') == Consent(1, {"ads": ADS})
 
 
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+FIRST, LAST = -62_135_596_800_000, 253_402_300_799_999
+"""The years 1 to 9999 in ms, which is what a record can say in UTC."""
+
+
+@given(
+    subject=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20),
+    version=st.integers(0, (1 << 63) - 1),
+    grants=st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=10),
+        st.builds(
+            Grant,
+            st.sampled_from(Rung),
+            st.integers(FIRST, LAST),
+            st.one_of(st.integers(FIRST, LAST), st.just(FOREVER)),
+        ),
+        max_size=4,
+    ),
+)
+@example(subject="ana", version=0, grants={"ads": Grant(Rung.CROWD, FIRST, LAST), "": Grant(Rung.NOTHING, LAST, FIRST)})
+def test_what_is_written_is_read_as_it_was(subject: str, version: int, grants: dict[str, Grant]) -> None:
+    consent = Consent(version, grants)
+    assert read_consent(write_consent(subject, consent)) == (subject, consent)
+
+
+def test_a_record_is_written_as_the_schema_has_it() -> None:
+    grants = {"ads": ADS, "news": Grant(Rung.CROWD, -1, 2_000), "post": Grant(Rung.NOTHING, 1, 1)}
+    assert json.loads(write_consent("Zoë", Consent(7, grants))) == {
+        "subject": "Zoë",
+        "version": 7,
+        "purposes": {
+            "ads": {"rung": "identified", "since": "1970-01-01T00:00:01Z"},
+            "news": {"rung": "crowd", "since": "1969-12-31T23:59:59.999000Z", "until": "1970-01-01T00:00:02Z"},
+            "post": {
+                "rung": "nothing",
+                "since": "1970-01-01T00:00:00.001000Z",
+                "until": "1970-01-01T00:00:00.001000Z",
+            },
+        },
+    }
+
+
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +219,18 @@ def test_a_key_that_cannot_be_read_blocks_the_partition(key: bytes | None) -> No
     assert (consents.blocked, consents.rejected) == (True, 1)
     consents.apply(b"ana", record(version=2))
     assert consents.blocked, "whose record it was is still not known"
+
+
+def test_a_barrier_says_nothing_about_anybody() -> None:
+    consents = folded(record())
+    for value in (None, b"", b"broken", record(subject=BARRIER.decode(), version=9)):
+        consents.apply(BARRIER, value)
+    assert (consents.blocked, consents.rejected, len(consents)) == (False, 0, 1)
+    assert consents.of(BARRIER) is None
+    assert consents.of(b"ana") == Consent(1, {"ads": ADS})
+    for key in (BARRIER + b" ", BARRIER.upper(), b"celosia-barrier"):
+        consents.apply(key, None)
+        assert consents.of(key) == DENIED
 
 
 def test_the_empty_key_and_the_wildcard_are_nobody_else() -> None:

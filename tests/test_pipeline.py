@@ -157,6 +157,16 @@ def test_the_timestamp_is_as_coarse_as_the_time_that_is_told(plan: Plan) -> None
     assert ancient["stock"].timestamp == 0
 
 
+@pytest.mark.parametrize(("recorded", "timestamp"), [(-2, 0), (-1, 0), (0, 0), (1, 1), (2, 2)])
+def test_a_timestamp_is_never_before_1970(recorded: int, timestamp: int) -> None:
+    exact = compile_plan(
+        parse_policy(POLICY.replace(b"{anonymous: day, pseudonymous: hour}", b"{anonymous: keep}")), MASTER
+    )
+    consents = consents_of(stock=("anonymous", -DAY, None))
+    (output,) = run(exact, event({"at": recorded}), consents).outputs
+    assert output.timestamp == timestamp
+
+
 def test_quotes_and_letters_of_a_subject_arrive_whole(plan: Plan) -> None:
     for who in ('a"na', "Zoë", "a\\na", "\u2028", "{}"):
         record = event({"who": who}, key=who.encode())

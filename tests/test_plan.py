@@ -1,6 +1,8 @@
 """Plans: which form of which field holds at which rung."""
 
 import json
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -11,6 +13,7 @@ from streams.errors import PolicyError
 from streams.keys import MasterKey
 from streams.plan import Plan, Recipe, compile_plan, form_in_force
 from streams.policy import FieldRule, parse_policy
+from streams.transforms import time as forms_of_time
 
 HOUR, DAY = 3_600_000, 86_400_000
 AT = 20_513 * DAY + 9 * HOUR + 59 * 60_000 + 1  # 2026-03-01T09:59:00.001Z
@@ -169,6 +172,35 @@ def test_a_stamp_is_no_finer_than_the_time_that_is_told(
     assert floors == {"anonymous": cut[anonymous], "pseudonymous": cut[pseudonymous], "identified": cut[identified]}
 
 
+@pytest.fixture(params=["UTC", "Pacific/Auckland", "America/Los_Angeles"])
+def elsewhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the machine's clock tell another time zone."""
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_months_are_those_of_utc_wherever_the_worker_stands() -> None:
+    march = 20_513 * DAY
+    april = march + 31 * DAY
+    # As a worker that has just started: nothing is remembered from another zone.
+    forms_of_time._month_of_day.cache_clear()
+    assert [
+        forms_of_time.floor_to_month(ms) for ms in (march - 1, march, march + HOUR, april - HOUR, april - 1, april)
+    ] == [
+        march - 28 * DAY,
+        march,
+        march,
+        march,
+        march,
+        april,
+    ]
+    forms_of_time._month_of_day.cache_clear()
+
+
 def test_without_a_time_in_the_event_a_stamp_tells_the_day() -> None:
     source = {name: value for name, value in SOURCE.items() if name != "time"}
     fields = {"at": BEHAVIOR | {"as": {"anonymous": "keep"}}}
@@ -199,6 +231,11 @@ def test_a_stamp_says_under_which_consent_above_anonymous_only(
     stamped = recipe.stamp(DAY, 7)
     assert json.loads(stamped.json + b"}").get("consent") == consent
     headers = dict(stamped.headers)
+    assert list(headers) == [
+        name
+        for name in ("celosia-policy", "celosia-purpose", "celosia-rung", "celosia-consent", "celosia-expires-at")
+        if name in headers
+    ]
     assert headers.pop("celosia-consent", None) == header
     assert headers == {
         "celosia-policy": b"shop@3",
