@@ -3,10 +3,15 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format bench chaos schemas clean
+.PHONY: help demo test check format bench withdrawals chaos simulate fuzz mutants schemas clean
 
 VENV ?= .venv
 ARGS ?=
+SEEDS ?= 1000
+FIRST ?= 0
+SEED ?=
+SECONDS ?=
+EVENTS ?=
 BIN := $(VENV)/bin
 
 # The first interpreter that runs and is new enough: one that is merely on the PATH may be a stub.
@@ -14,7 +19,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/runtime.stamp  ## A shop with its own small broker: watch events being filtered (ARGS="--seconds 20 --plain")
 	@$(BIN)/celosia demo $(ARGS)
@@ -34,15 +39,28 @@ format: $(VENV)/dev.stamp  ## Format the code and repair what can be repaired wi
 bench: $(VENV)/dev.stamp  ## Measure throughput (ARGS for tests/bench/throughput.py)
 	@$(BIN)/python -m tests.bench.throughput $(ARGS)
 
-chaos: $(VENV)/dev.stamp  ## Kill, pause and add workers on a real broker, and count what got lost
-	@$(BIN)/python -m pytest -m chaos $(ARGS)
+withdrawals: $(VENV)/dev.stamp  ## Who keeps an acknowledged withdrawal? Two hours (ARGS="--cells idle,load --trials 100")
+	@$(BIN)/python -m tests.bench.withdrawals $(ARGS)
+
+chaos: $(VENV)/dev.stamp  ## Hurt workers, brokers and links of a real cluster, then check (SECONDS=3600 EVENTS=1000000 SEED=7)
+	@$(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds "$(SECONDS)") $(if $(EVENTS),--events "$(EVENTS)") \
+		$(if $(SEED),--seed "$(SEED)") $(ARGS)
+
+simulate: $(VENV)/dev.stamp  ## Run the lanes on a simulated cluster (SEEDS=1000 FIRST=0), or show one run (SEED=17)
+	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed "$(SEED)",--seeds "$(SEEDS)" --first "$(FIRST)") $(ARGS)
+
+fuzz: $(VENV)/dev.stamp  ## Fuzz everything that reads bytes, guided by coverage (SECONDS=60 for each reader); needs atheris
+	@$(BIN)/python -m tests.fuzz $(if $(SECONDS),--seconds "$(SECONDS)") $(ARGS)
+
+mutants: $(VENV)/mutants.stamp  ## Change the pure core in small ways: is there a test for each? (ARGS="streams.decision.*")
+	@$(BIN)/python -m tests.mutation.run $(ARGS)
 
 schemas: $(VENV)/dev.stamp  ## Write the JSON Schemas and the tables of the README anew
 	@$(BIN)/python -m streams.schemas $(ARGS)
 	@$(BIN)/python -m tests.readme
 
 clean:  ## Remove caches and build output (the environment stays: rm -r .venv removes it)
-	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .mutants
 	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment, two stamps: the demo installs what runs, everything else also the tools.
@@ -59,6 +77,10 @@ $(VENV)/dev.stamp: pyproject.toml $(BIN)/python
 	@echo "Installing celosia and its development tools into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/runtime.stamp
+
+$(VENV)/mutants.stamp: $(VENV)/dev.stamp
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutants]'
+	@touch $@
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "celosia needs Python 3.11 or newer, and none was found on the PATH." \

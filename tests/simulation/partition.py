@@ -232,7 +232,7 @@ class Partition:
         cluster.power["leader changes"] += 1
         cluster.say(f"n{node}", f"leads {self.topic}[{self.number}] from {log.end} on")
         # The others hear of it, and ask it for records; only then does it know what they have.
-        heard = 0.02 * cluster.network.random()
+        heard = 0.1 * cluster.network.random()
         cluster.clock.after(heard, self.refresh)
         cluster.clock.after(heard, self.settle, self.epoch)
         if self.on_leader is not None:
