@@ -276,7 +276,7 @@ class World:
         stored = []
         for base, log in self._lives(number):
             entries = sorted([*log.entries, *log.compacted], key=lambda entry: entry.offset)
-            stored += _stored([entry for entry in entries if entry.key != BARRIER], base)
+            stored += _stored([entry for entry in entries if entry.key != BARRIER and _is_data(entry)], base)
         return stored
 
     def _changes(self) -> list[Sent]:
