@@ -114,7 +114,7 @@ anything = st.recursive(
 # --- policies ---------------------------------------------------------------------------------------------------------
 
 FORMS = st.one_of(
-    st.sampled_from(["keep", "drop", "hour", "day", "month", "truncate_ip", "url", "pseudonym"]),
+    st.sampled_from(["keep", "pseudonym", "drop", "hour", "day", "month", "truncate_ip", "url", "pseudonym"]),
     st.sampled_from([1, 5, 10, 0.5, 0.25]).map(lambda step: {"round": step}),
     st.lists(st.integers(-50, 100), min_size=1, max_size=4, unique=True).map(lambda edges: {"bucket": sorted(edges)}),
     st.fixed_dictionaries({"v4": st.integers(0, 24), "v6": st.integers(0, 64)}).map(lambda bits: {"truncate_ip": bits}),

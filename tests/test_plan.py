@@ -10,7 +10,7 @@ import pytest
 
 from streams.consent import Rung
 from streams.errors import PolicyError
-from streams.keys import MasterKey
+from streams.keys import MasterKey, Pseudonyms, Seal
 from streams.plan import Plan, Recipe, compile_plan, form_in_force
 from streams.policy import FieldRule, parse_policy
 from streams.transforms import time as forms_of_time
@@ -134,6 +134,19 @@ def test_a_source_whose_key_is_another_is_read_from_the_topic_of_re_keyed_events
 def test_the_names_that_may_be_shown_are_those_of_the_policy() -> None:
     plan = plan_of({"item.price": BEHAVIOR, "gone": {"is": "user.contact.email", "drop": "not needed"}})
     assert plan.sources[0].known_paths == {"who", "what", "at", "item.price", "gone"}
+
+
+def test_a_plan_holds_the_key_that_it_was_made_with() -> None:
+    policy, master = plan_of({"page": BEHAVIOR | {"as": {"pseudonymous": "pseudonym"}}}).policy, MasterKey(b"k" * 32)
+    plan = compile_plan(policy, master)
+    assert plan.master is master
+    assert plan.policy is policy
+    assert plan.purposes["ads"].pseudonym(b"ana", AT) == Pseudonyms(master, "ads", 30 * DAY)(b"ana", AT)
+    assert plan.purposes["ads"].seal("raw", 3, 4) == Seal(master, "ads")("raw", 3, 4)
+    recipe = recipes_of(plan)["pseudonymous"]
+    assert recipe is not None
+    ((_, form),) = recipe.forms
+    assert form("/lamp", AT) == Pseudonyms(master, "ads", 30 * DAY, kind="field")(b"/lamp", AT).decode()
 
 
 def test_a_plan_is_named_by_policy_and_version() -> None:
@@ -277,6 +290,14 @@ def test_all_forms_that_cannot_be_made_are_told_at_once_and_each_once() -> None:
         "events.seen.ip, as `truncate_ip`: at most 24 bits of an IPv4 and 64 of an IPv6 address may stay: "
         "more is one household",
     ]
+
+
+def test_a_policy_without_a_file_is_called_policy() -> None:
+    policy = plan_of({"price": BEHAVIOR}).policy
+    price = FieldRule.model_validate(BEHAVIOR | {"as": {"anonymous": {"round": 0}}})
+    with pytest.raises(PolicyError) as error:
+        compile_plan(policy.model_copy(update={"events": {"seen": {"price": price}}}), MasterKey(bytes(32)))
+    assert error.value.file == "policy"
 
 
 def test_a_form_is_checked_at_the_only_rung_at_which_it_runs() -> None:
