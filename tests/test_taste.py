@@ -5,10 +5,12 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import streams
+import streams.kafka
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(path for path in (ROOT / "streams").rglob("*.py"))
@@ -33,9 +35,10 @@ def _trees() -> Iterator[tuple[str, ast.Module]]:
         yield _name(path), ast.parse(path.read_text())
 
 
-def _order() -> list[str]:
-    """Return the modules and packages of `streams` in the reading order that its docstring gives."""
-    return re.findall(r"(?m)^ {2,8}([a-z_]+)(?:\.py|/)? ", streams.__doc__ or "")
+def _order(package: ModuleType = streams) -> dict[str, int]:
+    """Return the places of modules and packages in the reading order that a package's docstring gives."""
+    names = re.findall(r"(?m)^ {2,8}([a-z_]+)(?:\.py|/)? ", package.__doc__ or "")
+    return {name: place for place, name in enumerate(names)}
 
 
 def test_the_top_level_holds_what_was_agreed_and_nothing_else() -> None:
@@ -55,7 +58,7 @@ def test_only_the_kafka_edge_imports_faust_or_aiokafka() -> None:
 
 
 def test_a_module_imports_only_modules_above_it_in_the_reading_order() -> None:
-    order = {part: index for index, part in enumerate(_order())}
+    order = _order()
     assert len(order) > 15, "the reading order in streams/__init__.py could not be read"
     for name, tree in _trees():
         part = name.removeprefix("streams/").split("/")[0].removesuffix(".py")
@@ -66,6 +69,16 @@ def test_a_module_imports_only_modules_above_it_in_the_reading_order() -> None:
             other = node.split(".")[1]
             if other != part:
                 assert order[other] < order[part], f"{name} imports streams.{other}, which comes after it"
+
+
+def test_so_it_is_in_the_kafka_edge() -> None:
+    order, prefix = _order(streams.kafka), "streams.kafka."
+    modules = {Path(name).stem: tree for name, tree in _trees() if name.startswith("streams/kafka/")}
+    assert order.keys() == modules.keys() - {"__init__"}
+    for part in order:
+        for node in _top_imports(modules[part]):
+            if node.startswith(prefix):
+                assert order[node.removeprefix(prefix)] < order[part], f"kafka/{part}.py imports {node}, after it"
 
 
 def _top_imports(tree: ast.Module) -> Iterator[str]:

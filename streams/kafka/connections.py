@@ -81,9 +81,8 @@ class Connections:
 
     async def stop(self) -> None:
         """Disconnect. Never raises."""
-        await quietly(self.gate.stop())
-        if self._writer is not None:
-            await quietly(self._writer.stop())
+        clients = [self.gate] if self._writer is None else [self.gate, self._writer]
+        await asyncio.gather(*(quietly(client.stop()) for client in clients))
 
     @property
     def member(self) -> AIOKafkaConsumer:

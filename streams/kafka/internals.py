@@ -6,6 +6,8 @@
   records before a broken batch: here raw records are taken batch by batch. That is 3 us of 20 per event.
 - A consumer and a producer each find the group's coordinator for themselves: here committed offsets are asked of the
   one that takes the producer's.
+- The batches of one answer are all read as being of the first one's magic, and unpacked to whatever they hold: here
+  each is read as what it is, and holds what `streams.kafka.codecs` allows.
 - `BatchBuilder.append` is called once for each record: here the builder below it is.
 """
 
@@ -17,14 +19,53 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.client import ConnectionGroup, CoordinationType
+from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult
 from aiokafka.producer.sender import EndTxnHandler, Sender
 from aiokafka.protocol.commit import OffsetFetchRequest
+from aiokafka.record.memory_records import MemoryRecords
 
+from streams.event import RawEvent
+from streams.kafka.codecs import bound_what_is_unpacked
 from streams.kafka.port import Unreadable
 from streams.outcome import Output
 
-__all__ = ["OneCommitProducer", "fill", "hand_on_raw_records"]
+__all__ = ["Batches", "OneCommitProducer", "fill", "hand_on_raw_records"]
+
+_OFFSET, _LOG_OVERHEAD = 8, 12
+
+
+class Batches:
+    """The record batches in the answer to a fetch, one after another, as aiokafka's `MemoryRecords` yields them."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def size_in_bytes(self) -> int:
+        """Return the size of the answer."""
+        return len(self._data)
+
+    def has_next(self) -> bool:
+        """Tell whether there is another whole batch: the last one of an answer may be cut off."""
+        return len(self._data) - self._at >= max(_LOG_OVERHEAD, self._size())
+
+    def next_batch(self) -> Any:
+        """Return the next batch.
+
+        Raises:
+            CorruptRecordException: it is shorter than any batch.
+        """
+        size = self._size()
+        batch = MemoryRecords(self._data[self._at : self._at + size]).next_batch() if size > _LOG_OVERHEAD else None
+        if batch is None:
+            raise kafka_errors.CorruptRecordException
+        self._at += size
+        return batch
+
+    def _size(self) -> int:
+        length = self._data[self._at + _OFFSET : self._at + _LOG_OVERHEAD]
+        return _LOG_OVERHEAD + int.from_bytes(length, signed=True)
 
 
 class _Buffer(OrderedDict[TopicPartition, Any]):
@@ -66,8 +107,9 @@ class _RawRecords:
         fetched = result._partition_records
         found: list[Any] = []
         while fetched._records.has_next() and len(found) < self._most:
-            batch = fetched._records.next_batch()
+            batch = None
             try:
+                batch = fetched._records.next_batch()
                 found += self._readable(fetched, batch)
             except Exception as error:
                 if found:
@@ -89,7 +131,9 @@ class _RawRecords:
         del result.getall
 
     def _readable(self, fetched: Any, batch: Any) -> list[Any]:
-        if fetched._check_crcs and not batch.validate_crc():
+        first = fetched.next_fetch_offset
+        # Where it begins is not under the checksum: never back, or its records would be taken twice.
+        if batch.next_offset <= first or (fetched._check_crcs and not batch.validate_crc()):
             raise kafka_errors.CorruptRecordException
         if fetched._isolation_level == READ_COMMITTED and batch.producer_id is not None:
             fetched._consume_aborted_up_to(batch.base_offset)
@@ -99,14 +143,15 @@ class _RawRecords:
                 return []
         if batch.is_control_batch:
             return []
-        records = list(batch)
-        first = fetched.next_fetch_offset
+        records: list[Any] = list(batch)
+        if batch.producer_id is None:  # Of old magic. Version 0 has no times.
+            records = [RawEvent(r.offset, -1 if r.timestamp is None else r.timestamp, r.key, r.value) for r in records]
         # The first batch may begin before what was asked for.
         return records if not records or records[0].offset >= first else [r for r in records if r.offset >= first]
 
     def _unreadable(self, first: int, batch: Any) -> Unreadable:
         # What a broken batch says of its own length is believed as far as it could be true.
-        after = batch.next_offset
+        after = -1 if batch is None else batch.next_offset
         return Unreadable(self._tp.topic, first, after if first < after <= first + _LONGEST else first + 1)
 
 
@@ -114,7 +159,12 @@ _LONGEST = 1_000_000
 
 
 def hand_on_raw_records(consumer: AIOKafkaConsumer, most: int) -> None:
-    """Make a consumer that was assigned its partitions return raw records from `getmany`, about `most` a partition."""
+    """Make a consumer that was assigned its partitions return raw records from `getmany`, about `most` a partition.
+
+    How batches are found and unpacked changes with it for the whole process.
+    """
+    fetcher.MemoryRecords = Batches
+    bound_what_is_unpacked()
     consumer._fetcher._records = _Buffer(most)
 
 

@@ -20,6 +20,7 @@ Rules of this file: no clock but the one passed in, no sleep that a promise rest
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, Protocol, TypeVar
@@ -191,7 +192,8 @@ class Lane:
                 await self._port.close_producer(abort=True)
                 pause = self._settings.pause if self._progress else min(2 * pause, 5.0)
                 self._progress = False
-                await self._sleep(pause)
+                with suppress(_Stopped):
+                    await self._unless_stopped(asyncio.sleep(pause))
         finally:
             await self._port.close_producer(abort=True)
             await self._port.close()
@@ -356,8 +358,10 @@ class Lane:
         topic = self._plan.policy.topic("quarantine")
         where = Coordinates(gone.topic, self.partition, gone.position)
         record = QuarantineRecord(where, reason.value, self._plan.name, "absent", 0, to_offset=on)
-        outcome = quarantined(topic, record, reason)
-        await self._commit(Work({(topic, self.partition): list(outcome.outputs)}, {}), {gone.topic: on})
+        kind, outputs, _, _ = quarantined(topic, record, reason)
+        source = next(source for source in self._plan.sources if gone.topic in (source.topic, source.raw_topic))
+        passed: dict[tuple[str, ...], int] = {(kind, source.name, "", reason): on - gone.position}
+        await self._commit(Work({(topic, self.partition): list(outputs)}, passed), {gone.topic: on})
         await self._within(self._port.seek({gone.topic: on}))
 
     async def _within(self, step: Awaitable[T]) -> T:
@@ -382,12 +386,6 @@ class Lane:
             stop.cancel()
             if not task.done():
                 task.cancel()
-
-    async def _sleep(self, seconds: float) -> None:
-        try:
-            await self._unless_stopped(asyncio.sleep(seconds))
-        except _Stopped:
-            return
 
     def _become(self, state: LaneState, why: str = "") -> None:
         if state is not self.state:

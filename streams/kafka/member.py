@@ -9,16 +9,18 @@ Rules of this file:
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 
 from streams.errors import CelosiaError, TopicsError
 from streams.kafka.client import KafkaPorts
-from streams.kafka.connections import ClientSettings, Connections, translated
+from streams.kafka.connections import ClientSettings, Connections, quietly, translated
 from streams.kafka.lane import Lane, LaneSettings, LaneState, Work
 from streams.kafka.lanes import GROWN, Lanes
+from streams.kafka.port import PortError, describe
 from streams.metrics import Metrics
 from streams.plan import Plan
 
@@ -132,6 +134,11 @@ class Member:
         """Whether this worker is in the group and every lane has passed its gate."""
         return self._lanes is not None and self._lanes.ready
 
+    @property
+    def stopping(self) -> bool:
+        """Whether this worker ends: it takes no partitions any more."""
+        return self._stopping.is_set()
+
     def stop(self) -> None:
         """Ask the worker to finish and end."""
         self._stopping.set()
@@ -166,28 +173,49 @@ class Member:
             watch=self._watch,
         )
         try:
-            async with translated():
-                await member.start()
-            await connections.start()
-            member.subscribe(lanes.topics, listener=_Listener(self, member, lanes))
+            await self._unless_stopped(self._connect(member, connections))
+            if not self._stopping.is_set():
+                member.subscribe(lanes.topics, listener=_Listener(self, member, lanes))
             while not self._stopping.is_set():
-                await self._watch_over(lanes, connections)
+                await self._unless_stopped(asyncio.sleep(1.0))
+                await self._watch_over(member, lanes, connections)
         finally:
+            self._stopping.set()
             await self.revoke(lanes)
-            await lanes.close()
-            await connections.stop()
-            await member.stop()
+            # The member waits for answers of a coordinator that may be gone: not for longer than others wait for us.
+            await asyncio.gather(lanes.close(), connections.stop(), quietly(member.stop()))
         if self._failed is not None:
             raise self._failed
 
-    async def _watch_over(self, lanes: Lanes, connections: Connections) -> None:
-        """Wait a second or for the end, look after lanes that died, and measure the lag."""
-        stop = asyncio.ensure_future(self._stopping.wait())
+    async def _connect(self, member: AIOKafkaConsumer, connections: Connections) -> None:
+        async with translated():
+            await member.start()
+        await connections.start()
+
+    async def _unless_stopped(self, step: Coroutine[Any, Any, None]) -> None:
+        """Take a step, but not to its end when the order to stop comes."""
+        task, stop = asyncio.ensure_future(step), asyncio.ensure_future(self._stopping.wait())
         try:
-            await asyncio.wait([stop], timeout=1.0)
+            await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
         finally:
-            stop.cancel()
+            for each in (task, stop):
+                each.cancel()
+
+    async def _watch_over(self, member: AIOKafkaConsumer, lanes: Lanes, connections: Connections) -> None:
+        """Look after lanes that died and after the membership, and measure the lag."""
+        coordinator = member._coordinator
         try:
+            async with translated():
+                # An error of the group waits here until somebody asks for it, and the group waits with it. Who reads
+                # asks; the member never reads.
+                coordinator.check_errors()
+        except PortError as error:
+            log.warning("the group: %s", describe(error))
+        try:
+            if coordinator._coordination_task.done() and not self._stopping.is_set():
+                raise CelosiaError("this worker has left the group for good: this is a bug")
             lanes.look()
             if connections.partitions(self._plan.policy.topic("consents")) > self._partitions:
                 raise TopicsError([GROWN % self._partitions])
@@ -224,6 +252,8 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         # Paused before anything is awaited: the member is there for the group, lanes do the reading.
         self._member.pause(*assigned)
+        if self._owner.stopping:
+            return  # The group has made us wait longer than there was time.
         numbers: dict[str, set[int]] = {}
         for tp in assigned:
             numbers.setdefault(tp.topic, set()).add(tp.partition)

@@ -42,6 +42,21 @@ time.time_ns = jumping_time
 """
 HOUR = 3_600_000_000_000
 
+# On SIGUSR1 the worker says where each of its tasks waits: names of files and functions, and lines, nothing else.
+TELLS_WHERE = """
+import asyncio, signal, sys
+def where(*_):
+    for task in asyncio.all_tasks(asyncio.get_event_loop()):
+        print("task", task.get_name(), file=sys.stderr)
+        at = task.get_coro()
+        while at is not None:
+            frame = getattr(at, "cr_frame", None) or getattr(at, "gi_frame", None) or getattr(at, "ag_frame", None)
+            code = frame and frame.f_code
+            print("   ", code and f"{code.co_filename}:{frame.f_lineno} {code.co_name}" or type(at), file=sys.stderr)
+            at = getattr(at, "cr_await", None) or getattr(at, "gi_yieldfrom", None) or getattr(at, "ag_await", None)
+signal.signal(signal.SIGUSR1, where)
+"""
+
 
 class Slot:
     """One worker and what is done to it, on a thread of its own."""
@@ -231,7 +246,7 @@ class Guest:
 def start_worker(scene: Scene, links: int, chance: random.Random, script: str = "") -> Worker:
     """Start a worker behind some links. Some end their transactions late, some soon, so that pauses outlast them."""
     return scene.shop.start(
-        script=scene.mutant + script or None,
+        script=TELLS_WHERE + scene.mutant + script,
         bootstrap=scene.cluster.bootstrap_of(links),
         gate=scene.gate,
         session_timeout_ms=int(SESSION * 1000),
@@ -242,7 +257,12 @@ def start_worker(scene: Scene, links: int, chance: random.Random, script: str = 
 def end_worker(scene: Scene, worker: Worker) -> None:
     """SIGTERM: it ends in good order."""
     began = time.monotonic()
-    code = worker.terminate(ENDED)
+    try:
+        code = worker.terminate(ENDED)
+    except AssertionError as error:
+        told = worker.ask_where()
+        error.add_note(f"worker {worker.pid} waits here:\n{told}")
+        raise
     scene.count("ended in good order" if code == 0 else "ended while it started")
     # Before it has started a worker has nothing to finish, and the signal itself may end it. Or it had just ended with
     # a line that says what it lacks: no broker could be reached.

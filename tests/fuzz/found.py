@@ -28,10 +28,10 @@ FOUND = [
     Found(
         "survey", b'{"product":"\xff"}', UnicodeDecodeError, "a sample with invalid UTF-8 in a name or a field", True
     ),
-    Found("batches", legacy_of(_TWO, 1) + batch_of(_TWO, 2), SystemError, "magic 2 behind magic 1 in one answer"),
-    Found("batches", legacy_of(_TWO[:1], 0), TypeError, "a record of magic 0, which has no time"),
-    Found("batches", batch_of(_TWO, -9) + batch_of(_TWO, -2), LookupError, "offsets of a batch that go back"),
-    Found("batches", bytes(99), CorruptRecordException, "a batch that is shorter than any"),
+    Found("batches", legacy_of(_TWO, 1) + batch_of(_TWO, 2), SystemError, "magic 2 behind magic 1 in one answer", True),
+    Found("batches", legacy_of(_TWO[:1], 0), TypeError, "a record of magic 0, which has no time", True),
+    Found("batches", batch_of(_TWO, -9) + batch_of(_TWO, -2), LookupError, "offsets of a batch that go back", True),
+    Found("batches", bytes(99), CorruptRecordException, "a batch that is shorter than any", True),
     Found(
         "consents",
         b'{"subject":"ana","version":1,"purposes":{"ads":{"rung":"crowd","since":"0001-01-01T00:00:00+14:00"}}}',

@@ -20,7 +20,6 @@ import msgspec
 import yaml
 from aiokafka import TopicPartition
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
-from aiokafka.record.memory_records import MemoryRecords
 
 from streams.check import survey
 from streams.consent import FOREVER, Consents, Refusal, Rung, read_consent, write_consent
@@ -28,7 +27,7 @@ from streams.errors import PolicyError, SettingsError
 from streams.event import RawEvent, Reason, Rejected
 from streams.explain import explain, render
 from streams.files import FileConsents, TooLong, read_lines
-from streams.kafka.internals import hand_on_raw_records
+from streams.kafka.internals import Batches, hand_on_raw_records
 from streams.kafka.port import Unreadable
 from streams.keys import MasterKey, Seal
 from streams.outcome import Kind, Outcome, QuarantineRecord, shape_of
@@ -336,7 +335,7 @@ def take_batches(data: bytes) -> None:
     """The answer to a fetch is taken as records, or said to be unreadable; it is never taken twice."""
     consumer, assignment = _Fetching(), _Assigned()
     hand_on_raw_records(consumer, 1000)
-    records = PartitionRecords(TP, MemoryRecords(data), [], 0, None, None, True, READ_COMMITTED)
+    records = PartitionRecords(TP, Batches(data), [], 0, None, None, True, READ_COMMITTED)
     consumer._records[TP] = FetchResult(TP, assignment=assignment, partition_records=records, backoff=0)
     result = consumer._records[TP]
     for _ in range(100):

@@ -367,11 +367,14 @@ def leaky(*given):
     return one
 agents.bind = leaky
 def counted(self, lane, work, *more):
-    work.tallies["published", "web", "", "%s"] = 1
+    work.tallies["published", "web", "", "%s"[::-1]] = 1
     committed(self, lane, work, *more)
 member.MetricsWatch.committed = counted
-""".replace("%s", canary("label"))
-"""A worker that logs values, keeps the last key in a file, puts keys into headers and names into labels."""
+""".replace("%s", canary("label")[::-1])
+"""A worker that logs values, keeps the last key in a file, puts keys into headers and names into labels.
+
+Backwards: its command line shows this program, and is looked through too.
+"""
 
 
 def test_leaks_that_are_planted_are_found(kafka: ApacheKafka, tmp_path: Path) -> None:

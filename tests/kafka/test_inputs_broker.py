@@ -324,7 +324,6 @@ def delete_before(shop: Deployment, topic: str, partition: int, offset: int) -> 
     wait_until(deleted, f"{topic}[{partition}] begins at {offset}")
 
 
-@pytest.mark.xfail(strict=True, reason="aiokafka 0.14 unpacks whatever a batch unpacks to, and the process aborts")
 def test_19_a_bomb_ends_no_worker_whose_memory_is_bounded(shop: Deployment) -> None:
     """3 GiB in 97 KiB, which Kafka takes as it is. The worker may have as much memory as a container has."""
     here = partition_of(b"ana", PARTITIONS)

@@ -10,10 +10,9 @@ from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
-from aiokafka.record.memory_records import MemoryRecords
 
 from streams.kafka.connections import translated
-from streams.kafka.internals import _Buffer, fill
+from streams.kafka.internals import Batches, _Buffer, fill
 from streams.kafka.port import PortError, Unreadable
 from streams.outcome import Output
 
@@ -55,7 +54,7 @@ def broken(data: bytearray) -> bytearray:
 def fetched(position: int, *batches: bytearray, most: int = 1_000) -> tuple[Any, Assignment]:
     """An answer as the fetcher puts it into its buffer, and the assignment behind it."""
     assignment = Assignment(position)
-    records = PartitionRecords(TP, MemoryRecords(b"".join(batches)), [], position, None, None, True, READ_COMMITTED)
+    records = PartitionRecords(TP, Batches(b"".join(batches)), [], position, None, None, True, READ_COMMITTED)
     buffer = _Buffer(most)
     buffer[TP] = FetchResult(TP, assignment=assignment, partition_records=records, backoff=0)
     return buffer[TP], assignment

@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -133,6 +133,14 @@ class Worker:
     def resume(self) -> None:
         """SIGCONT."""
         self._process.signal(signal.SIGCONT)
+
+    def ask_where(self) -> str:
+        """SIGUSR1: what a worker that was started to tell where its tasks wait says within two seconds."""
+        before = len(self.log)
+        self._process.signal(signal.SIGUSR1)
+        with suppress(AssertionError):
+            wait_until(lambda: len(self.log) > before, "it says something", 2.0)
+        return self.log[before:]
 
     def terminate(self, seconds: float = SECONDS) -> int:
         """SIGTERM, and wait until it has ended; the exit code."""
