@@ -33,6 +33,7 @@ from confluent_kafka.cimpl import NewTopic
 from streams.embedded import apache_kafka
 from streams.keys import MasterKey
 from tests.bench.load import consents, events, policy
+from tests.command import Arguments
 
 PARTITIONS = 4
 _ADDRESS = re.compile(rb"operators: (http://[0-9.:]+)/metrics")
@@ -73,7 +74,7 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = Arguments(prog="throughput", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--bootstrap", help="a broker with transactions; without it Apache Kafka is started")
     parser.add_argument("--events", type=int, default=400_000)
     parser.add_argument("--rounds", type=int, default=3)

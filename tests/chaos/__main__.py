@@ -20,12 +20,7 @@ from typing import NoReturn
 
 from streams.errors import BrokerFailed
 from tests.chaos.run import Order, run
-
-
-class _Arguments(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, without the usage around it."""
-        self.exit(2, f"{self.prog}: {message}\n")
+from tests.command import Arguments
 
 
 def _positive(text: str) -> float:
@@ -43,7 +38,7 @@ def _natural(text: str) -> int:
 
 
 def _read(arguments: list[str] | None) -> Order:
-    parser = _Arguments(prog="tests.chaos", description=(__doc__ or "").splitlines()[0])
+    parser = Arguments(prog="chaos", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=_positive, default=180.0, help="how long faults come (180)")
     parser.add_argument("--events", type=_natural, default=0, help="at the least (300 a second)")
     parser.add_argument("--seed", type=_natural, default=random.SystemRandom().randrange(1 << 32))
@@ -84,13 +79,13 @@ def main(arguments: list[str] | None = None) -> int:
             with tempfile.NamedTemporaryFile("w", prefix="celosia-chaos-", suffix=".txt", delete=False) as kept:
                 kept.write("\n".join(more))
             first += f" ({Path(kept.name)})"
-        print(f"tests.chaos: {first}", file=sys.stderr)
+        print(f"chaos: {first}", file=sys.stderr)
         return 2
     except AssertionError as error:
         print(_told(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"tests.chaos: ended before its time; seed {order.seed}", file=sys.stderr)
+        print(f"chaos: ended before its time; seed {order.seed}", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -85,7 +85,7 @@ def test_bad_option_gives_one_line(arguments: list[str], line: str, capfd: pytes
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert capfd.readouterr() == ("", f"tests.chaos: {line}\n")
+    assert capfd.readouterr() == ("", f"chaos: {line}\n")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_port_that_is_taken_gives_one_line(
 
         monkeypatch.setattr("tests.chaos.cluster._free_ports", ports)
         assert main(["--seconds=1"]) == 2
-    assert capfd.readouterr() == ("", f"tests.chaos: {line.format(taken)}\n")
+    assert capfd.readouterr() == ("", f"chaos: {line.format(taken)}\n")
     assert children() == before
 
 
@@ -123,7 +123,7 @@ def test_broker_that_does_not_start_gives_one_line(
     out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith(
-        "tests.chaos: starting Apache Kafka 4.1.0 (3 nodes): it ended with code 1; see its log below ("
+        "chaos: starting Apache Kafka 4.1.0 (3 nodes): it ended with code 1; see its log below ("
     )
     assert err.count("\n") == 1
     log = Path(err.rstrip(")\n").rpartition("(")[2])
@@ -151,7 +151,7 @@ def test_run_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
             runner.send_signal(signal.SIGTERM)
             runner.wait(180)
     assert runner.returncode == 130
-    assert log.read_text().splitlines()[-1] == "tests.chaos: ended before its time; seed 1"
+    assert log.read_text().splitlines()[-1] == "chaos: ended before its time; seed 1"
     assert not mine & running(), "something was left running"
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 

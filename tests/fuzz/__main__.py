@@ -4,7 +4,6 @@ Each target runs for so long, beginning with the inputs of the tables. What is f
 exit code 1. Needs atheris, which is not for everyone: without it, exit code 2.
 """
 
-import argparse
 import re
 import subprocess
 import sys
@@ -12,6 +11,8 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
+
+from tests.command import Arguments
 
 ROOT = Path(__file__).parents[2]
 MISSING = "fuzzing needs atheris, which is not installed: python -m pip install -e '.[fuzz]'"
@@ -57,7 +58,7 @@ def main() -> int:
     """Fuzz what the command line names; the exit code."""
     from tests.fuzz.targets import TARGETS
 
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__, allow_abbrev=False)
+    parser = Arguments(prog="fuzz", description=__doc__, allow_abbrev=False)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"one of {', '.join(TARGETS)}; all, if none")
     parser.add_argument("--seconds", type=int, default=60, help="for each target (60)")
     parser.add_argument("--keep", type=Path, help="folder of corpora, to go on from next time")

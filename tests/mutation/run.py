@@ -15,6 +15,7 @@ mutant has survived. Rules of this file:
   a survivor is not listed, or one that is listed no longer survives.
 """
 
+import argparse
 import ast
 import json
 import os
@@ -29,6 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.command import Arguments
 from tests.mutation.constants import constants, survivors
 
 __all__ = ["Mutant", "given_by_assignment", "listed"]
@@ -176,8 +178,21 @@ def _outside_of_functions() -> Run:
     return Run(len(mutants), 0, [(each.module, Mutant(each.module, each.was, each.now)) for each in left])
 
 
-def main(names: list[str]) -> int:
+def _name(text: str) -> str:
+    """A name of mutants as mutmut tells it, in a module that is mutated: mutmut itself ends with a traceback."""
+    globs = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mutmut"]["only_mutate"]
+    paths = sorted(path.relative_to(ROOT).with_suffix("") for glob in globs for path in ROOT.glob(glob))
+    modules = [".".join(path.parts) for path in paths]
+    if text == CONSTANTS or text.startswith(tuple(f"{module}." for module in modules)):
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is in none of {', '.join(modules)}")
+
+
+def main(arguments: list[str]) -> int:
     """Run the mutants with these names, or all; print survivors; return the exit code."""
+    parser = Arguments(prog="mutants", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", type=_name, metavar="NAME", help="as mutmut tells them; or constants")
+    names: list[str] = parser.parse_args(arguments).names
     started = time.monotonic()
     _copy()
     some = [name for name in names if name != CONSTANTS]

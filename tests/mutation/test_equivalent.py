@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.mutation.run import EQUIVALENT, Mutant, given_by_assignment, listed
+from tests.mutation.run import EQUIVALENT, Mutant, given_by_assignment, listed, main
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -56,3 +56,12 @@ class A:
 x = 1
 """
     )
+
+
+@pytest.mark.parametrize("name", ["streams.nowhere.x_f", "--nonsense", "everything"])
+def test_names_of_nothing_are_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main([name])
+    assert refused.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("mutants: ")

@@ -7,19 +7,11 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from typing import NoReturn
 
+from tests.command import Arguments
 from tests.simulation.runner import Totals, cores, sweep
 from tests.simulation.scenario import FAULTS, scenario
 from tests.simulation.world import run
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        """See argparse."""
-        self.exit(2, f"simulate: {message}\n")
 
 
 def _number(least: int) -> "type[int]":
@@ -32,7 +24,7 @@ def _number(least: int) -> "type[int]":
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog="simulate", description=__doc__)
+    parser = Arguments(prog="simulate", description=__doc__)
     parser.add_argument("--seeds", metavar="N", type=_number(1), default=1_000, help="how many seeds to run")
     parser.add_argument("--first", metavar="K", type=_number(0), default=0, help="the first of them")
     parser.add_argument("--seed", metavar="N", type=_number(0), help="run this one only, and show what happens")

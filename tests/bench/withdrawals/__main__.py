@@ -17,7 +17,6 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
 from uuid import uuid4
 
 from confluent_kafka import KafkaException
@@ -28,15 +27,10 @@ from tests.bench.withdrawals.cells import CELLS, LOAD, Stage, published_after_wi
 from tests.bench.withdrawals.clusters import cluster_of, deployed_on
 from tests.bench.withdrawals.systems import SYSTEMS, System, streams_classes
 from tests.chaos.cluster import LinkedCluster
+from tests.command import Arguments
 
 ORDINARY = ["celosia", "streams", "loop", "control"]
 GATES = {"fast": "celosia", "strict": "celosia-strict"}
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, without the usage."""
-        self.exit(2, f"withdrawals: {message}\n")
 
 
 def main() -> int:
@@ -74,7 +68,7 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = _Parser(prog="withdrawals", description="Who keeps an acknowledged withdrawal?")
+    parser = Arguments(prog="withdrawals", description="Who keeps an acknowledged withdrawal?")
     cells, systems = ",".join(CELLS), ",".join(ORDINARY)
     parser.add_argument("--trials", type=_count(1), default=500, help="in each cell (500)")
     parser.add_argument("--cells", type=_names(CELLS), default=list(CELLS), help=f"some of {cells}")
