@@ -106,10 +106,8 @@ class AiokafkaLane:
     async def committed(self) -> dict[str, int | None]:
         """See the port."""
         async with translated():
-            if self._settings.transactional:
-                offsets = await self._own_producer.committed(self._settings.group, list(self._tps.values()))
-                return {topic: offsets[tp] for topic, tp in self._tps.items()}
-            return {topic: await self._shared.member.committed(tp) for topic, tp in self._tps.items()}
+            offsets = await self._own_producer.committed(self._settings.group, list(self._tps.values()))
+            return {topic: offsets[tp] for topic, tp in self._tps.items()}
 
     async def seek(self, offsets: Mapping[str, int | None]) -> None:
         """See the port."""

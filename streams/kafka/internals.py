@@ -4,8 +4,9 @@
   (KAFKA-17754): here a lost answer is fatal to the producer.
 - The consumer builds a `ConsumerRecord` of eleven fields for each record, through three frames of Python, and loses the
   records before a broken batch: here raw records are taken batch by batch. That is 3 us of 20 per event.
-- A consumer and a producer each find the group's coordinator for themselves: here committed offsets are asked of the
-  one that takes the producer's.
+- A coordinator that cannot answer for a group says so once, beside an empty list of offsets; the library reads the list
+  only, and takes it that nothing was ever committed. And a consumer and a producer each find the coordinator for
+  themselves: here committed offsets are asked of the one that takes the producer's, and an error is one.
 - The batches of one answer are all read as being of the first one's magic, and unpacked to whatever they hold: here
   each is read as what it is, and holds what `streams.kafka.codecs` allows.
 - `BatchBuilder.append` is called once for each record: here the builder below it is.
@@ -233,14 +234,24 @@ class OneCommitProducer(AIOKafkaProducer):  # type: ignore[misc]
         """Ask for the committed offsets of a group; None where there is none.
 
         Asked of the coordinator that takes the offsets of this producer's transactions, and asked once.
+
+        Raises:
+            KafkaError: it does not say, or it is none.
         """
-        node = await self._sender._find_coordinator(CoordinationType.GROUP, group)
+        if self._txn_manager is None:
+            node = await self.client.coordinator_lookup(CoordinationType.GROUP, group)
+        else:
+            node = await self._sender._find_coordinator(CoordinationType.GROUP, group)
         request = OffsetFetchRequest(group, [(tp.topic, [tp.partition]) for tp in tps])
         answer = await self.client.send(node, request, group=ConnectionGroup.COORDINATION)
-        offsets: dict[TopicPartition, int | None] = dict.fromkeys(tps)
+        if group_error := getattr(answer, "error_code", 0):  # since version 2
+            raise kafka_errors.for_code(group_error)()
+        offsets: dict[TopicPartition, int | None] = {}
         for topic, partitions in answer.topics:
             for partition, offset, _, error_code in partitions:
                 if error_code:
                     raise kafka_errors.for_code(error_code)(topic)
                 offsets[TopicPartition(topic, partition)] = None if offset < 0 else int(offset)
+        if offsets.keys() != set(tps):
+            raise kafka_errors.KafkaError("the answer is not to what was asked")
         return offsets

@@ -122,9 +122,7 @@ def test_broker_that_does_not_start_gives_one_line(
     assert main(["--seconds=1"]) == 2
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.startswith(
-        "chaos: starting Apache Kafka 4.1.0 (3 nodes): it ended with code 1; see its log below ("
-    )
+    assert err.startswith("chaos: starting Apache Kafka 4.1.0 (3 nodes): it ended with code 1; see its log below (")
     assert err.count("\n") == 1
     log = Path(err.rstrip(")\n").rpartition("(")[2])
     assert "banana" in log.read_text()

@@ -3,16 +3,20 @@
 import asyncio
 import gc
 import weakref
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
+from aiokafka.client import CoordinationType
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
+from streams.embedded import ApacheKafka
 from streams.kafka.connections import translated
-from streams.kafka.internals import Batches, _Buffer, fill
+from streams.kafka.internals import Batches, OneCommitProducer, _Buffer, fill
 from streams.kafka.port import PortError, Unreadable
 from streams.outcome import Output
 
@@ -132,6 +136,85 @@ def test_a_batch_is_filled_until_it_is_full() -> None:
         sizes.append(done - before)
     assert sum(sizes) == 5
     assert len(sizes) > 1
+
+
+class Coordinator:
+    """A coordinator that answers the question for committed offsets as it is told."""
+
+    def __init__(self, topics: list[Any], error_code: int) -> None:
+        self.answer = SimpleNamespace(topics=topics, error_code=error_code)
+
+    async def coordinator_lookup(self, *_: object) -> int:
+        return 1
+
+    async def send(self, *_: object, **__: object) -> SimpleNamespace:
+        return self.answer
+
+
+HELD = ("raw", [(0, 17, "", 0)])
+NONE = ("raw", [(0, -1, "", 0)])
+
+
+async def committed(topics: list[Any], error_code: int = 0) -> dict[TopicPartition, int | None]:
+    """Ask through a producer, without transactions, that has no connections."""
+    producer = object.__new__(OneCommitProducer)
+    producer._txn_manager, producer._closed = None, True
+    producer.client = Coordinator(topics, error_code)
+    return await producer.committed("group", [TP])
+
+
+async def test_what_is_committed_is_told() -> None:
+    assert await committed([HELD]) == {TP: 17}
+    assert await committed([NONE]) == {TP: None}
+
+
+@pytest.mark.parametrize(
+    ("topics", "error_code"),
+    [
+        pytest.param([], 16, id="not the coordinator"),
+        pytest.param([], 14, id="is loading"),
+        pytest.param([], 15, id="not available"),
+        pytest.param([HELD], 16, id="an error beside offsets"),
+        pytest.param([("raw", [(0, -1, "", 3)])], 0, id="unknown topic"),
+        pytest.param([("raw", [(0, -1, "", 88)])], 0, id="a transaction is not over"),
+        pytest.param([], 0, id="nothing about what was asked"),
+        pytest.param([("other", [(0, 1, "", 0)])], 0, id="about something else"),
+    ],
+)
+async def test_a_coordinator_that_cannot_say_is_not_taken_for_one_that_says_nothing_is_committed(
+    topics: list[Any], error_code: int
+) -> None:
+    # aiokafka's own `committed` returns None for the first three, the fifth and the last two.
+    with pytest.raises(kafka_errors.KafkaError):
+        await committed(topics, error_code)
+
+
+NOT_YET = (
+    kafka_errors.GroupCoordinatorNotAvailableError,
+    kafka_errors.GroupLoadInProgressError,
+    kafka_errors.NotCoordinatorForGroupError,
+)
+
+
+async def patiently(ask: Callable[[], Awaitable[Any]]) -> Any:
+    """Ask until the cluster has made the topic that coordinators need, and has loaded it."""
+    while True:
+        try:
+            return await ask()
+        except NOT_YET:
+            await asyncio.sleep(0.1)
+
+
+async def test_a_broker_that_is_not_the_coordinator_says_so(cluster: ApacheKafka, topic_prefix: str) -> None:
+    tp = TopicPartition("__consumer_offsets", 0)
+    async with OneCommitProducer(bootstrap_servers=cluster.bootstrap, retry_backoff_ms=20) as producer:
+        lookup = producer.client.coordinator_lookup
+        right = await patiently(lambda: lookup(CoordinationType.GROUP, topic_prefix))
+        assert await patiently(lambda: producer.committed(topic_prefix, [tp])) == {tp: None}
+        for node in {1, 2, 3} - {right}:
+            producer.client.coordinator_lookup = lambda *_, node=node: asyncio.sleep(0, node)
+            with pytest.raises(kafka_errors.NotCoordinatorForGroupError):
+                await producer.committed(topic_prefix, [tp])
 
 
 @pytest.mark.parametrize("name", sorted(kafka_errors.__all__))
