@@ -109,6 +109,24 @@ def test_a_late_end_of_a_transaction_ends_the_next_one(bench: Bench) -> None:
     assert bench.seen(OUT) == [b"first", b"second, not finished"]
 
 
+def test_an_end_that_was_refused_is_not_made_up_for_later(bench: Bench) -> None:
+    """The coordinator said that nothing was done: who asked asks again, and what follows is another transaction."""
+    lane, coordinator = bench.lane(), bench.broker.coordinators[0]
+    bench.do(lane.init_transactions())
+
+    async def begun(value: bytes) -> None:
+        await lane.begin()
+        await lane.send(output(value))
+
+    bench.do(begun(b"first"))
+    coordinator.partition.min_isr = 4
+    bench.clock.after(0.05, setattr, coordinator.partition, "min_isr", 2)
+    bench.do(lane.commit())
+    bench.do(begun(b"second, not finished"))
+    bench.seconds(1.0)
+    assert bench.seen(OUT) == [b"first"]
+
+
 def test_a_transaction_that_takes_too_long_is_aborted_and_its_producer_fenced(bench: Bench) -> None:
     lane = bench.lane()
 

@@ -168,8 +168,8 @@ class TransactionCoordinator:
         """Make a state safe; then it is in force."""
         if len(self.partition.isr) < self.partition.min_isr:
             if answer is not None:
-                answer(Code.LOADING)
-            if then is not None or answer is None:
+                answer(Code.LOADING)  # Nothing was done, and nothing will be: who asked may ask again.
+            else:
                 # The coordinator's own business is tried again.
                 self.cluster.clock.after(0.1, self._again, self._term, name, state, then)
             return
