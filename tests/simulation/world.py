@@ -166,6 +166,10 @@ class World:
                     left.append(f"{topic}[{number}]: {at} of {last.offset + 1}")
         if not all(coordinator.settled for coordinator in self.broker.coordinators):
             left.append("a transaction is open")
+        for place, partition in self.broker.cluster.partitions.items():
+            if partition.log.stable() < partition.log.end:
+                # A leader that is new has not heard from the others what they have.
+                left.append(f"{place[0]}[{place[1]}]: seen up to {partition.log.stable()} of {partition.log.end}")
         for number in range(self.scenario.partitions):
             entries = self.broker.partition(self.shop.consents, number).log.entries
             changed = next((entry.offset for entry in reversed(entries) if entry.key != BARRIER), -1)
