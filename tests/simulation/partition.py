@@ -162,6 +162,14 @@ class Partition:
                 if node not in self.isr:
                     cluster.clock.at(arrival + cluster.network.latency(), self._join, node, self.epoch)
                 cluster.clock.at(arrival + cluster.network.latency(), self.settle, self.epoch)
+        self._settle_later()
+
+    def _settle_later(self) -> None:
+        """Look again when all that is on its way to followers has arrived."""
+        clock = self.cluster.clock
+        late = max((time for _, arrivals in self._tail for time in arrivals if time < NEVER), default=0.0)
+        if late > clock.now:
+            clock.at(late + self.cluster.network.latency(), self.settle, self.epoch)
 
     def _join(self, node: int, epoch: int) -> None:
         """A follower that has caught up is in sync again, if the leader can say so to the controller."""
@@ -171,9 +179,7 @@ class Partition:
                 self.isr = sorted([*self.isr, node])
                 self.settle(epoch)
                 # From now on all wait for it, also for what is on its way to it.
-                late = max((arrivals[node] for _, arrivals in self._tail), default=0.0)
-                if late < NEVER:
-                    cluster.clock.at(max(late, cluster.clock.now) + cluster.network.latency(), self.settle, epoch)
+                self._settle_later()
             else:
                 cluster.clock.after(0.05, self._join, node, epoch)
 
