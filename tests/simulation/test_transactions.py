@@ -141,6 +141,26 @@ def test_a_transaction_that_takes_too_long_is_aborted_and_its_producer_fenced(be
     assert bench.seen(OUT) == []
 
 
+def test_a_transaction_that_was_committed_meanwhile_is_not_aborted_for_taking_too_long(bench: Bench) -> None:
+    lane, coordinator = bench.lane(), bench.broker.coordinators[0]
+
+    async def begun() -> None:
+        await lane.init_transactions()
+        await lane.begin()
+        await lane.send(output(b"late"))
+
+    bench.do(begun())
+    coordinator.partition.min_isr = 4
+    # It takes too long at a moment at which that cannot be written down; a moment later it is committed.
+    bench.seconds(bench.broker.transaction_timeout + 0.05)
+    coordinator.partition.min_isr = 2
+    coordinator.marker_delay = 0.5
+    bench.do(lane.commit())
+    bench.seconds(2.0)
+    assert bench.seen(OUT) == [b"late"]
+    assert coordinator.settled
+
+
 def test_a_decision_outlives_its_coordinator(bench: Bench) -> None:
     lane, coordinator = bench.lane(), bench.broker.coordinators[0]
     coordinator.marker_delay = 5.0

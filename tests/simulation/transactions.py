@@ -170,8 +170,9 @@ class TransactionCoordinator:
             if answer is not None:
                 answer(Code.LOADING)  # Nothing was done, and nothing will be: who asked may ask again.
             else:
-                # The coordinator's own business is tried again.
-                self.cluster.clock.after(0.1, self._again, self._term, name, state, then)
+                # The coordinator's own business is tried again, if it still is what it was.
+                before = self._states.get(name)
+                self.cluster.clock.after(0.1, self._again, self._term, name, before, state, then)
             return
         self._pending[name] = True
         term = self._term
@@ -188,8 +189,10 @@ class TransactionCoordinator:
         self.partition.log.append([(-1, name, state, ())])
         self.partition.appended(safe)
 
-    def _again(self, term: int, name: str, state: State, then: Callable[[], object] | None) -> None:
-        if term == self._term and not self._pending.get(name):
+    def _again(
+        self, term: int, name: str, before: State | None, state: State, then: Callable[[], object] | None
+    ) -> None:
+        if term == self._term and not self._pending.get(name) and self._states.get(name) is before:
             self._write(name, state, None, then)
 
     def _abort(self, name: str, state: State) -> None:
