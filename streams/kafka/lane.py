@@ -123,7 +123,7 @@ Agent = Callable[[Batch, View], Work]
 
 
 class Lane:
-    """One lane. `run` ends when `stop` was called, when the lane has another owner, or when it is cancelled."""
+    """One lane. `run` ends when `stop` was called, or when it is cancelled."""
 
     def __init__(
         self,
@@ -177,11 +177,12 @@ class Lane:
         try:
             while not self._stopping.is_set():
                 try:
-                    if not await self._unless_stopped(self._port.confirm()):
-                        self._become(LaneState.FENCED)
-                        return  # Not ours any more: the next assignment makes a new lane.
-                    await self._start()
-                    await self._work()
+                    if await self._unless_stopped(self._port.confirm()):
+                        await self._start()
+                        await self._work()
+                    # Another's, and the next assignment ends this lane. Or a coordinator that has taken over since
+                    # still counts us as a member: then nobody else works here, so it is asked again.
+                    self._become(LaneState.FENCED)
                 except Fenced:
                     # If the coordinator still counts us as a member, an older worker fenced us: we fence it in turn.
                     self._become(LaneState.FENCED)
