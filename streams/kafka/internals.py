@@ -9,6 +9,8 @@
   themselves: here committed offsets are asked of the one that takes the producer's, and an error is one.
 - The batches of one answer are all read as being of the first one's magic, and unpacked to whatever they hold: here
   each is read as what it is, and holds what `streams.kafka.codecs` allows.
+- uvloop raises RuntimeError for a write to a connection that is closed already. The library expects OSError there, and
+  its membership in the group ended by it, for good: here it is an error of the connection.
 - `BatchBuilder.append` is called once for each record: here the builder below it is.
 """
 
@@ -20,6 +22,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.client import ConnectionGroup, CoordinationType
+from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult
 from aiokafka.producer.sender import EndTxnHandler, Sender
@@ -34,6 +37,20 @@ from streams.outcome import Output
 __all__ = ["Batches", "OneCommitProducer", "fill", "hand_on_raw_records"]
 
 _OFFSET, _LOG_OVERHEAD = 8, 12
+
+
+_send = AIOKafkaConnection.send
+
+
+def _send_or_close(self: Any, request: Any, expect_response: bool = True) -> Any:
+    try:
+        return _send(self, request, expect_response)
+    except RuntimeError as error:
+        self.close(reason=CloseReason.CONNECTION_BROKEN)
+        raise kafka_errors.KafkaConnectionError("the connection is closed") from error
+
+
+AIOKafkaConnection.send = _send_or_close
 
 
 class Batches:

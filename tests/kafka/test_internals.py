@@ -11,7 +11,9 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.client import CoordinationType
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
+from aiokafka.protocol.group import HeartbeatRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from streams.embedded import ApacheKafka
@@ -136,6 +138,25 @@ def test_a_batch_is_filled_until_it_is_full() -> None:
         sizes.append(done - before)
     assert sum(sizes) == 5
     assert len(sizes) > 1
+
+
+class Closed:
+    """What uvloop does with a write to a connection that is closed."""
+
+    def write(self, _data: bytes) -> None:
+        raise RuntimeError("unable to perform operation; the handler is closed")
+
+    def close(self) -> None: ...
+
+
+async def test_a_write_to_a_connection_that_is_closed_is_an_error_of_the_connection() -> None:
+    connection = AIOKafkaConnection("127.0.0.1", 1)
+    connection._writer = Closed()
+    request = HeartbeatRequest("group", 1, "member")
+    connection._versions = {request.API_KEY: (0, 1)}
+    with pytest.raises(kafka_errors.KafkaConnectionError):
+        connection.send(request)
+    assert not connection.connected()
 
 
 class Coordinator:
