@@ -183,6 +183,8 @@ def produce(
             "enable.idempotence": acks == "all",
             "partitioner": partitioner,
             "linger.ms": 5,
+            # A node that stands still is given up while there is time for another one.
+            "socket.timeout.ms": 5_000,
         }
     )
     errors: list[Any] = []

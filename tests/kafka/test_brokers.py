@@ -177,7 +177,9 @@ def test_cluster_lives_on_while_a_node_is_killed_stopped_or_paused(cluster: Apac
     node = 2
     for down, up in ((cluster.kill, cluster.start), (cluster.stop, cluster.start), (cluster.pause, cluster.resume)):
         down(node)
-        produce(cluster.bootstrap, topic_prefix, [ToSend(value=b"x", partition=p) for p in range(3)])
-        up(node)
+        try:
+            produce(cluster.bootstrap, topic_prefix, [ToSend(value=b"x", partition=p) for p in range(3)])
+        finally:
+            up(node)  # Others use the cluster after us.
     assert len(cluster.pids) == 3
     assert len(read_all(cluster.bootstrap, topic_prefix)) == 9
