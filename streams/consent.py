@@ -35,6 +35,7 @@ __all__ = [
     "rule_1",
     "stricter",
     "write_consent",
+    "write_denial",
 ]
 
 FOREVER = 1 << 63
@@ -223,6 +224,21 @@ def write_consent(subject: str, consent: Consent) -> bytes:
         ends = None if until == FOREVER else _moment(until)
         purposes[purpose] = GrantRecord(name, _moment(since), ends)
     return _encode(ConsentRecord(subject, consent.version, purposes))
+
+
+def write_denial(subject: str) -> bytes:
+    """Return a value that denies a person whatever was known of them: it has no version, so nobody can read it.
+
+    What cannot be read denies until a higher version arrives than all that a follower knows. It is no tombstone, which
+    compaction would remove before everybody has met it.
+
+    >>> consents = Consents()
+    >>> consents.apply(b"ana", b'{"subject":"ana","version":9,"purposes":{}}')
+    >>> consents.apply(b"ana", write_denial("ana"))
+    >>> consents.of(b"ana")
+    Consent(version=9, grants={}, readable=False)
+    """
+    return _encode({"subject": subject, "purposes": {}})
 
 
 def stricter(one: Consent, other: Consent) -> Consent:

@@ -128,7 +128,8 @@ async def _withdraw(
         async for withdrawn in withdraw(plan, states[consents].partitions, ports, subjects, purposes or None):
             done += 1
             place = f"{consents} partition {withdrawn.partition} offset {withdrawn.offset}"
-            click.echo(f"{place}: version {withdrawn.version} is in force")
+            record = "a denial" if withdrawn.version is None else f"version {withdrawn.version}"
+            click.echo(f"{place}: {record} is in force")
     except PortError as error:
         raise CelosiaError(
             f"the broker at {bootstrap} did not confirm it ({describe(error)}): {done} of {len(set(subjects))} are in "

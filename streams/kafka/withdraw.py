@@ -1,7 +1,8 @@
 """Withdraw consent, and return when it is in force: the fence on withdrawal.
 
     1 read    everything that was acknowledged about the partition's people, up to a barrier
-    2 write   a record of a higher version, acknowledged by all; read it back: it must be what is in force
+    2 write   a record of a higher version, acknowledged by all; read it back: it must be what is in force. Where the
+              newest record cannot be read, no version is known: one that denies without a version
     3 fence   start a producer with the transactional id of each lane that asks for consents: what these lanes had in
               flight is aborted, or was committed before. They take their partition back, read their batch again, and
               meet the withdrawal at the gate
@@ -15,7 +16,7 @@ from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple, Protocol
 
-from streams.consent import Consent, write_consent
+from streams.consent import Consent, write_consent, write_denial
 from streams.errors import CelosiaError
 from streams.kafka.agents import AGENTS
 from streams.kafka.follower import Follower
@@ -37,11 +38,11 @@ class WithdrawalPorts(Ports, Protocol):
 
 
 class Withdrawn(NamedTuple):
-    """A withdrawal that is in force: where its record lies, and its version."""
+    """A withdrawal that is in force: where its record lies, and its version, None if it denies without one."""
 
     partition: int
     offset: int
-    version: int
+    version: int | None
 
 
 async def fence(lanes: Sequence[LanePort]) -> None:
@@ -107,12 +108,14 @@ async def _write(
     for _ in range(_ATTEMPTS):
         known = follower.consents.of(key) or Consent(0, {})
         left = {} if purposes is None else {name: it for name, it in known.grants.items() if name not in purposes}
-        version = known.version + 1
-        offset = await ports.write_consent(follower.partition, key, write_consent(subject, Consent(version, left)))
+        # INVARIANT (T1): compaction may have left nothing but a record that nobody can read, and with it no version.
+        # A follower may know a higher one than any that is written here; what denies without a version denies there.
+        record = write_consent(subject, Consent(known.version + 1, left)) if known.readable else write_denial(subject)
+        offset = await ports.write_consent(follower.partition, key, record)
         await follower.reach(offset + 1)
         now = follower.consents.of(key)
         if now is not None and not any(purposes is None or name in purposes for name in now.grants):
-            return Withdrawn(follower.partition, offset, now.version)
+            return Withdrawn(follower.partition, offset, now.version if now.readable else None)
     raise CelosiaError("somebody else goes on writing consents of this person; stop that, then withdraw again")
 
 

@@ -199,7 +199,7 @@ class Clients:
             async for partition, offset, version in withdraw(
                 self.shop.plan, self.partitions, ports, [person], patience=DELIVERY
             ):
-                self._versions[person] = max(version, self._versions.get(person, 0))
+                self._versions[person] = max(version or 0, self._versions.get(person, 0))
                 self._allowed[person] = {}
                 now = self.broker.cluster.clock.now
                 self.changes.append(Sent(self.shop.consents, partition, offset, invoked, now, took))
