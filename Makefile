@@ -49,7 +49,7 @@ chaos: $(VENV)/dev.stamp  ## Hurt workers, brokers and links of a real cluster, 
 simulate: $(VENV)/dev.stamp  ## Run the lanes on a simulated cluster (SEEDS=1000 FIRST=0), or show one run (SEED=17)
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed "$(SEED)",--seeds "$(SEEDS)" --first "$(FIRST)") $(ARGS)
 
-fuzz: $(VENV)/dev.stamp  ## Fuzz everything that reads bytes, guided by coverage (SECONDS=60 for each reader); needs atheris
+fuzz: $(VENV)/fuzz.stamp  ## Fuzz everything that reads bytes, guided by coverage (SECONDS=60 for each reader)
 	@$(BIN)/python -m tests.fuzz $(if $(SECONDS),--seconds "$(SECONDS)") $(ARGS)
 
 mutants: $(VENV)/mutants.stamp  ## Change the pure core in small ways: is there a test for each? (ARGS="streams.decision.*")
@@ -78,8 +78,8 @@ $(VENV)/dev.stamp: pyproject.toml $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/runtime.stamp
 
-$(VENV)/mutants.stamp: $(VENV)/dev.stamp
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutants]'
+$(VENV)/fuzz.stamp $(VENV)/mutants.stamp: $(VENV)/%.stamp: $(VENV)/dev.stamp
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 
 $(BIN)/python:

@@ -177,14 +177,13 @@ class Lane:
         try:
             while not self._stopping.is_set():
                 try:
-                    if await self._unless_stopped(self._port.confirm()):
-                        await self._start()
-                        await self._work()
-                    # Another's, and the next assignment ends this lane. Or a coordinator that has taken over since
-                    # still counts us as a member: then nobody else works here, so it is asked again.
-                    self._become(LaneState.FENCED)
+                    if not await self._unless_stopped(self._port.confirm()):
+                        raise Fenced
+                    await self._start()
+                    await self._work()
                 except Fenced:
-                    # If the coordinator still counts us as a member, an older worker fenced us: we fence it in turn.
+                    # Another's, and the next assignment ends this lane. Or the coordinator, or one that takes over,
+                    # counts us as a member: then nobody else works here but an older worker, and we fence it in turn.
                     self._become(LaneState.FENCED)
                 except PortError as error:
                     self._become(LaneState.RESTARTING, describe(error))
