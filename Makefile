@@ -24,8 +24,8 @@ help:  ## List the targets
 demo: $(VENV)/runtime.stamp  ## A shop with its own small broker: watch events being filtered (ARGS="--seconds 20 --plain")
 	@$(BIN)/celosia demo $(ARGS)
 
-test: $(VENV)/dev.stamp  ## Run the tests (ARGS="-k consent")
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/dev.stamp  ## Run the tests, in two processes (ARGS="-k consent": in one)
+	@$(BIN)/python -m pytest $(or $(ARGS),-n 2 --dist loadfile --no-loadscope-reorder)
 
 check: $(VENV)/dev.stamp  ## Check format, style and types; changes nothing
 	@$(BIN)/ruff format --check .

@@ -6,6 +6,7 @@
 * Ready is a condition that was met, never a time that has passed.
 """
 
+import fcntl
 import os
 import random
 import re
@@ -288,6 +289,14 @@ def _jars_from_maven() -> Path:
     if kept.is_dir():
         return kept
     kept.parent.mkdir(parents=True, exist_ok=True)
+    with Path(f"{kept}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # Two runs of Maven at a time spoil each other's downloads.
+        if not kept.is_dir():
+            _fetch(kept)
+    return kept
+
+
+def _fetch(kept: Path) -> None:
     with tempfile.TemporaryDirectory(dir=kept.parent, prefix="fetching-") as directory:
         jars = Path(directory, "jars")
         command = ["mvn", "-q", "-B", "-f", str(KAFKA_POM), "dependency:copy-dependencies"]
@@ -296,10 +305,7 @@ def _jars_from_maven() -> Path:
         if run.returncode:
             came = f"`mvn` gave exit code {run.returncode}"
             raise _failed("fetching Apache Kafka", came, "see below", run.stdout.decode(errors="replace"))
-        # The first one wins: a directory that is not empty is not renamed over, and is as good as ours.
-        with suppress(OSError):
-            jars.rename(kept)
-    return kept
+        jars.rename(kept)
 
 
 def _free_ports(count: int) -> list[int]:

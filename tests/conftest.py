@@ -26,6 +26,20 @@ def said(pytestconfig: pytest.Config) -> dict[str, list[str]]:
     return pytestconfig.stash.setdefault(_SAID, {})
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let a process that runs a part of the tests hand over what they had to tell."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["said"] = session.config.stash.get(_SAID, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take it."""
+    said = node.config.stash.setdefault(_SAID, {})
+    for title, lines in getattr(node, "workeroutput", {}).get("said", {}).items():
+        said.setdefault(title, []).extend(lines)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Tell it."""
     for title, lines in config.stash.get(_SAID, {}).items():
