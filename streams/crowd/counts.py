@@ -1,0 +1,213 @@
+"""Stage one: what the people of one partition add to the cells of open windows, each within their bounds.
+
+    event -> cell and parts -> one entry a person and cell -> changes, for the transaction of the batch
+    closing -> who still allows it -> parts clamped and added up -> the partition's partial counts
+
+Rules of this file:
+- A person's events lie in one partition, so people that are counted here are counted nowhere else.
+- The state names people, because consent is asked again when a window closes. It leaves this file encrypted only.
+- Entries are changed by adding to them, so a state is restored by adding its changes up again.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import StrEnum
+from typing import NamedTuple
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESSIV
+
+from streams.crowd.rule import CrowdRule
+from streams.keys import MasterKey
+
+__all__ = ["Added", "Cell", "Counts", "Entry", "Part", "StateRecord"]
+
+Cell = bytes
+"""The values of the `by` fields, as JSON: `["viewed","lamps"]`. Bytes, because 1, 1.0 and true are equal in Python."""
+
+StateRecord = tuple[bytes, bytes | None]
+"""Key and value of a record of the state topic; None: what was under the key is done with."""
+
+
+class Added(StrEnum):
+    """What became of an event in a crowd. The words stand in metrics."""
+
+    COUNTED = "counted"
+    LATE = "late"
+    """its window is closed"""
+    PERSON_IS_FULL = "person_is_full"
+    """its person adds to as many cells of the window as one person may"""
+    WINDOW_IS_FULL = "window_is_full"
+    """the window has as many cells as it may: the fields in `by` have too many values"""
+
+
+class Entry(msgspec.Struct, array_like=True, gc=False):
+    """What one person adds to one cell."""
+
+    events: int
+    sums: list[int]
+    """in millionths, not yet clamped"""
+    earliest: int
+    """when the first of the events was recorded: consent must reach back to it"""
+
+
+class Change(NamedTuple):
+    """An addition to an entry."""
+
+    subject: bytes
+    cell: Cell
+    events: int
+    sums: list[int]
+    earliest: int
+
+
+class Part(msgspec.Struct, array_like=True, gc=False):
+    """What a partition, or all of them, add to one cell."""
+
+    people: int
+    events: int
+    sums: list[int]
+
+
+class _Window:
+    """One open window: entries by person and cell, how many people each cell has, and the keys of its state."""
+
+    __slots__ = ("cells", "keys", "people")
+
+    def __init__(self) -> None:
+        self.people: dict[bytes, dict[Cell, Entry]] = {}
+        self.cells: dict[Cell, int] = {}
+        self.keys: list[bytes] = []
+
+    def add(self, subject: bytes, cell: Cell, events: int, sums: list[int], recorded: int) -> None:
+        entries = self.people.setdefault(subject, {})
+        entry = entries.get(cell)
+        if entry is None:
+            self.cells[cell] = self.cells.get(cell, 0) + 1
+            entries[cell] = Entry(events, sums, recorded)
+            return
+        entry.events += events
+        entry.sums = [mine + more for mine, more in zip(entry.sums, sums, strict=True)]
+        entry.earliest = min(entry.earliest, recorded)
+
+
+_encode_changes = msgspec.msgpack.Encoder().encode
+_decode_changes = msgspec.msgpack.Decoder(list[Change]).decode
+
+
+class Counts:
+    """The open windows of one partition.
+
+    >>> counts = Counts([CrowdRule("stock", 5, window=100, late=0, by=("country",))], MasterKey(bytes(32)))
+    >>> counts.add("stock", b"ana", b'["UK"]', [], 42)
+    <Added.COUNTED: 'counted'>
+    >>> list(counts.close("stock", 0, lambda subject, earliest: True))
+    [(0, {b'["UK"]': Part(people=1, events=1, sums=[])})]
+    >>> counts.add("stock", b"ana", b'["UK"]', [], 42)
+    <Added.LATE: 'late'>
+    """
+
+    def __init__(self, rules: Iterable[CrowdRule], master: MasterKey) -> None:
+        self.rules = {rule.purpose: rule for rule in rules}
+        self._windows: dict[tuple[str, int], _Window] = {}
+        self._closed: dict[str, int] = {}
+        self._changes: dict[tuple[str, int], list[Change]] = {}
+        self._number = 0
+        self._cipher = AESSIV(master.derive("crowd", length=64))
+
+    def add(self, purpose: str, subject: bytes, cell: Cell, sums: list[int], recorded: int) -> Added:
+        """Count one event of a person who allows it; `sums` are the parts of its fields, in millionths."""
+        rule = self.rules[purpose]
+        start = rule.window_of(recorded)
+        if start <= self._closed.get(purpose, start - 1):
+            return Added.LATE
+        window = self._windows.get((purpose, start))
+        if window is None:
+            window = self._windows[purpose, start] = _Window()
+        # INVARIANT (bounded): what one person adds does not depend on how much they do.
+        entries = window.people.get(subject)
+        if (entries is None or cell not in entries) and entries is not None and len(entries) >= rule.most_per_person:
+            return Added.PERSON_IS_FULL
+        if cell not in window.cells and len(window.cells) >= rule.most_cells:
+            return Added.WINDOW_IS_FULL
+        window.add(subject, cell, 1, sums, recorded)
+        self._changes.setdefault((purpose, start), []).append(Change(subject, cell, 1, sums, recorded))
+        return Added.COUNTED
+
+    def take_changes(self) -> Iterator[StateRecord]:
+        """Yield what the state topic must hold of what was counted since the last time."""
+        changes, self._changes = self._changes, {}
+        for (purpose, start), more in changes.items():
+            self._number += 1
+            key = b"%b %d %d" % (purpose.encode(), start, self._number)
+            self._windows[purpose, start].keys.append(key)
+            # INVARIANT (discretion): unreadable without the key of the installation, and bound to its place.
+            yield key, self._cipher.encrypt(_encode_changes(more), [key])
+
+    def restore(self, records: Iterable[tuple[bytes, bytes | None]]) -> None:
+        """Take all records of the state topic, in order.
+
+        Raises:
+            ValueError: one is not ours, or was made with another key.
+        """
+        for key, value in records:
+            purpose, *place = key.decode().split(" ")
+            if place == ["closed"]:
+                self._closed[purpose] = int(value or b"")
+            elif value is not None and purpose in self.rules:
+                start, number = map(int, place)
+                self._number = max(self._number, number)
+                window = self._windows.setdefault((purpose, start), _Window())
+                window.keys.append(key)
+                for change in self._read(key, value):
+                    window.add(*change)
+        # Compaction may not have come yet: what was closed is still there, with its tombstones behind it.
+        for purpose, start in list(self._windows):
+            if start <= self._closed.get(purpose, start - 1):
+                del self._windows[purpose, start]
+
+    def _read(self, key: bytes, value: bytes) -> list[Change]:
+        try:
+            return _decode_changes(self._cipher.decrypt(value, [key]))
+        except (InvalidTag, msgspec.MsgspecError):
+            raise ValueError("the state of a crowd was made with another key") from None
+
+    def open(self, purpose: str) -> list[int]:
+        """Return the beginnings of the windows that are open, oldest first."""
+        return sorted(start for name, start in self._windows if name == purpose)
+
+    def close(
+        self, purpose: str, through: int, allows: Callable[[bytes, int], bool]
+    ) -> Iterator[tuple[int, Mapping[Cell, Part]]]:
+        """Close all windows up to one; yield what each comes to, without those who do not allow it any more.
+
+        `allows(subject, earliest)` says whether a person allows the purpose now, for events as old as `earliest`.
+        """
+        rule = self.rules[purpose]
+        self._closed[purpose] = max(through, self._closed.get(purpose, through))
+        for start in self.open(purpose):
+            if start > through:
+                break
+            window = self._windows.pop((purpose, start))
+            self._changes.pop((purpose, start), None)
+            parts: dict[Cell, Part] = {}
+            for subject, entries in window.people.items():
+                # INVARIANT (T1 for crowds): asked now, after the gate. One event too old for a grant takes all out.
+                if allows(subject, min(entry.earliest for entry in entries.values())):
+                    _add_person(rule, entries, parts)
+            yield start, parts
+
+    def done(self, purpose: str, through: int) -> Iterator[StateRecord]:
+        """Yield what the state topic must hold once windows up to one are closed. Call it before `close`."""
+        for start in self.open(purpose):
+            if start <= through:
+                yield from ((key, None) for key in self._windows[purpose, start].keys)
+        yield b"%b closed" % purpose.encode(), b"%d" % through
+
+
+def _add_person(rule: CrowdRule, entries: Mapping[Cell, Entry], parts: dict[Cell, Part]) -> None:
+    for cell, entry in entries.items():
+        part = parts.setdefault(cell, Part(0, 0, [0] * len(rule.sums)))
+        part.people += 1
+        part.events += entry.events if rule.most_events is None else min(entry.events, rule.most_events)
+        part.sums = [all_ + sum_.clamp(mine) for all_, sum_, mine in zip(part.sums, rule.sums, entry.sums, strict=True)]
