@@ -9,11 +9,17 @@ Rules of this file:
 
 from typing import Any
 
+import msgspec
+
+from streams.crowd.counts import Cell
+from streams.crowd.rule import fixed
 from streams.event import Reason, Rejected
-from streams.plan import Layout, Recipe
+from streams.plan import CrowdRecipe, Layout, Recipe
 from streams.transforms import ABSENT, SCALARS
 
-__all__ = ["minimize"]
+__all__ = ["cell_of", "minimize"]
+
+_encode = msgspec.json.Encoder().encode
 
 
 def minimize(document: Any, recipe: Recipe, recorded: int) -> Any:
@@ -34,6 +40,29 @@ def minimize(document: Any, recipe: Recipe, recorded: int) -> Any:
     if not SCALARS.issuperset(map(type, values)):
         values = [value if type(value) in SCALARS else ABSENT for value in values]
     return _fill(recipe.layout, values)
+
+
+def cell_of(document: Any, recipe: CrowdRecipe, recorded: int) -> tuple[Cell, list[int]] | None:
+    """Return the cell of an event and what it adds to the sums, in millionths; None where a value is missing.
+
+    A sum to which the event has no finite number adds 0.
+
+    Raises:
+        Rejected: a form raised.
+    """
+    values = list(recipe.fields(document))
+    try:
+        for index, form in recipe.forms:
+            values[index] = form(values[index], recorded)
+    except Exception:
+        raise Rejected(Reason.TRANSFORM_FAILED) from None
+    cell = values[: recipe.cells]
+    # INVARIANT (minimal): an object or array would carry leaves that nobody named.
+    if not SCALARS.issuperset(map(type, cell)):
+        return None
+    if recipe.type_at is not None:
+        cell.insert(recipe.type_at, recipe.event)
+    return _encode(cell), [fixed(value) or 0 for value in values[recipe.cells :]]
 
 
 def _fill(layout: Layout, values: list[Any]) -> Any:

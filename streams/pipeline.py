@@ -16,9 +16,19 @@ import msgspec
 from streams.consent import Consent, Consents, Refusal, Rung
 from streams.decision import decide
 from streams.event import Reason, Record, Rejected
-from streams.minimized import minimize
-from streams.outcome import Coordinates, Kind, Outcome, Output, QuarantineRecord, quarantined, shape_of, suppressed
-from streams.plan import MAX_OUTPUT_BYTES, Plan, PurposePlan, Recipe, Service, SourcePlan
+from streams.minimized import cell_of, minimize
+from streams.outcome import (
+    Contribution,
+    Coordinates,
+    Kind,
+    Outcome,
+    Output,
+    QuarantineRecord,
+    quarantined,
+    shape_of,
+    suppressed,
+)
+from streams.plan import MAX_OUTPUT_BYTES, CrowdRecipe, Plan, PurposePlan, Recipe, Service, SourcePlan
 from streams.sources import Envelope
 from streams.transforms import ABSENT
 
@@ -93,10 +103,18 @@ def _serve(
     source = place.source
     outputs: list[Output] = []
     refusals: list[tuple[str, Refusal]] = []
+    crowd: list[Contribution] = []
     for service in services:
         recipe = decide(service, consent, recorded, latest, source.clock_skew)
         if isinstance(recipe, Refusal):
             refusals.append((service.purpose.name, recipe))
+            continue
+        if isinstance(recipe, CrowdRecipe):
+            counted = cell_of(envelope.document, recipe, recorded)
+            if counted is None:
+                refusals.append((service.purpose.name, Refusal.NOTHING_LEFT))
+            else:
+                crowd.append(Contribution(service.purpose.name, subject, *counted, recorded))
             continue
         body = minimize(envelope.document, recipe, recorded)
         if body is ABSENT:
@@ -105,6 +123,8 @@ def _serve(
         partition, offset = _raw_place(record, place) if source.rekey else (place.partition, record.offset)
         sealed = service.purpose.seal(source.raw_topic, partition, offset)
         outputs.append(_output(service.purpose, recipe, body, subject, consent.version, recorded, sealed))
+    if crowd:
+        return Outcome(_PUBLISHED if outputs else _COUNTED, tuple(outputs), None, tuple(refusals), tuple(crowd))
     if not outputs:
         # The furthest that any purpose came says most about why nothing passed.
         return suppressed(max((why for _, why in refusals), key=_PROGRESS.index), tuple(refusals))
@@ -112,7 +132,7 @@ def _serve(
 
 
 _PROGRESS = list(Refusal)
-_PUBLISHED = Kind.PUBLISHED
+_PUBLISHED, _COUNTED = Kind.PUBLISHED, Kind.COUNTED
 
 
 def moments(timestamp: int, time: int | None, now: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ closing, asks how far the consents go, waits until it has read them, and only th
 
 Rules of this file:
 - A window is closed when every partition has passed its end and `late`, and never again: what comes later is late.
-- Windows that wait for a partition longer than `hold` are dropped. Nobody is told less than k people because of a delay.
+- Windows that wait for a partition longer than `hold` are dropped: lateness is no reason to tell less than k people.
 """
 
 from collections.abc import Iterator, Mapping
@@ -171,7 +171,7 @@ class Rounds:
         for key, value in kept.items():
             kind, _, rest = key.decode().partition(" ")
             if kind == "progress":
-                self._watermarks[int(rest)] = _decode(value).watermark  # type: ignore[union-attr]
+                self._watermarks[int(rest)] = _decode(value).watermark
             elif kind == "asked":
                 self._asked[rest] = int(value)
             elif kind == "over":
@@ -182,4 +182,4 @@ class Rounds:
         numbered = sorted((key for key in kept if key.startswith(b"partial ")), key=lambda key: int(key.split(b" ")[3]))
         for key in numbered:
             partial = _decode(kept[key])
-            self._answers[partial.purpose].setdefault(partial.partition, []).append(partial)  # type: ignore[union-attr]
+            self._answers[partial.purpose].setdefault(partial.partition, []).append(partial)

@@ -83,10 +83,10 @@ def rekey(batch: Batch, view: View) -> Work:
 def _work(source: SourcePlan, partition: int, outcomes: list[Outcome]) -> Work:
     """Sort the outputs of a batch by where they go, and count what became of its events."""
     tallies: Counter[tuple[str, ...]] = Counter()
-    for (kind, reason), count in Counter([(kind, reason) for kind, _, reason, _ in outcomes]).items():
+    for (kind, reason), count in Counter([(kind, reason) for kind, _, reason, _, _ in outcomes]).items():
         tallies[(kind, source.name, "", reason or "")] = count
     by_topic: dict[str, list[Output]] = {}
-    for _, outputs, _, refusals in outcomes:
+    for _, outputs, _, refusals, _ in outcomes:
         for output in outputs:
             topic = output[0]
             if topic in by_topic:

@@ -358,7 +358,7 @@ class Lane:
         topic = self._plan.policy.topic("quarantine")
         where = Coordinates(gone.topic, self.partition, gone.position)
         record = QuarantineRecord(where, reason.value, self._plan.name, "absent", 0, to_offset=on)
-        kind, outputs, _, _ = quarantined(topic, record, reason)
+        kind, outputs, *_ = quarantined(topic, record, reason)
         source = next(source for source in self._plan.sources if gone.topic in (source.topic, source.raw_topic))
         passed: dict[tuple[str, ...], int] = {(kind, source.name, "", reason): on - gone.position}
         await self._commit(Work({(topic, self.partition): list(outputs)}, passed), {gone.topic: on})
