@@ -27,7 +27,7 @@ import msgspec
 from streams.categories import known_categories, red_line
 from streams.consent import RUNGS, ConsentRecord, GrantRecord, Rung
 from streams.event import Reason
-from streams.kafka.lane import Receipt
+from streams.kafka.work import Receipt
 from streams.keys import MasterKey
 from streams.outcome import Coordinates, QuarantineRecord
 from streams.plan import Stamp

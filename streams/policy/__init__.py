@@ -20,10 +20,10 @@ from streams.categories import closest
 from streams.errors import PolicyError
 from streams.policy import text
 from streams.policy.check import check_policy
-from streams.policy.model import NAME, PATH, TOPIC, Crowd, FieldRule, Noise, Policy, Purpose, Source, Topics
+from streams.policy.model import NAME, PATH, TOPIC, Crowd, FieldRule, Noise, OwnTopic, Policy, Purpose, Source, Topics
 from streams.policy.text import place, read_yaml
 
-__all__ = ["Crowd", "FieldRule", "Noise", "Policy", "Purpose", "Source", "Topics", "load_policy", "parse_policy"]
+__all__ = ["Crowd", "FieldRule", "Noise", "OwnTopic", "Policy", "Purpose", "Source", "Topics", "load_policy", "parse_policy"]
 
 _LARGEST = 1 << 20
 

@@ -1,7 +1,7 @@
 """A policy as it is written: the models. Unknown keys and values of the wrong type are refused."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -11,6 +11,7 @@ from streams.sources import Paths
 __all__ = [
     "NAME",
     "OWN_TOPICS",
+    "OwnTopic",
     "PATH",
     "TOPIC",
     "Crowd",
@@ -33,12 +34,8 @@ def _duration(value: Any) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
-OWN_TOPICS: tuple[Literal["consents", "receipts", "quarantine", "rekeyed"], ...] = (
-    "consents",
-    "receipts",
-    "quarantine",
-    "rekeyed",
-)
+OwnTopic = Literal["consents", "receipts", "quarantine", "rekeyed", "counting", "closings", "partials", "rounds"]
+OWN_TOPICS: tuple[OwnTopic, ...] = get_args(OwnTopic)
 Duration = Annotated[
     int,
     BeforeValidator(_duration, json_schema_input_type=Annotated[str, Field(pattern=f"^{_DURATION.pattern}$")]),
@@ -150,6 +147,14 @@ class Topics(_Model):
     receipts: Topic | None = None
     quarantine: Topic | None = None
     rekeyed: Topic | None = None
+    counting: Topic | None = None
+    """what the lanes know of open windows of crowds, encrypted"""
+    closings: Topic | None = None
+    """orders to close windows"""
+    partials: Topic | None = None
+    """what partitions add to windows that close, and how far they are"""
+    rounds: Topic | None = None
+    """what is known of windows that are being closed"""
 
 
 class Policy(_Model):
@@ -162,7 +167,7 @@ class Policy(_Model):
     purposes: Annotated[dict[Name, Purpose], Field(min_length=1)]
     events: Annotated[dict[str, dict[Path_, FieldRule]], Field(min_length=1)]
 
-    def topic(self, of: Literal["consents", "receipts", "quarantine", "rekeyed"]) -> str:
+    def topic(self, of: OwnTopic) -> str:
         """Return the name of one of our own topics."""
         return getattr(self.topics, of) or f"{self.policy}.{of}"
 

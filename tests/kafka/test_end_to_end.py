@@ -16,7 +16,7 @@ import yaml
 from confluent_kafka.cimpl import NewPartitions
 
 from streams.embedded import ApacheKafka
-from streams.kafka.lane import Receipt
+from streams.kafka.work import Receipt
 from streams.outcome import Kind
 from tests.kafka.brokers import Broker, admin_client, delete_topics, end_offsets, produce, wait_until
 from tests.kafka.retail import (

@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 from streams.consent import BARRIER
-from streams.kafka.lane import LaneSettings
+from streams.kafka.work import LaneSettings
 from tests.checker import Violations, check
 from tests.history import History, Promised, Sent, Stored
 from tests.simulation import faults, material
