@@ -34,7 +34,7 @@ METRICS = (
     Metric("celosia_refusals_total", "counter", ("source", "purpose", "reason"), "why events did not serve a purpose"),
     Metric("celosia_crowd_events_total", "counter", ("purpose", "outcome"), "events that met a crowd, by what it did"),
     Metric("celosia_crowd_windows_total", "counter", ("purpose", "outcome"), "windows released, or dropped for delay"),
-    Metric("celosia_crowd_cells_total", "counter", ("purpose", "outcome"), "cells of released windows told, suppressed"),
+    Metric("celosia_crowd_cells_total", "counter", ("purpose", "outcome"), "cells of released windows, by fate"),
     Metric("celosia_lane_state", "gauge", ("lane", "state"), "1 for the state that a lane is in"),
     Metric("celosia_lane_position", "gauge", ("lane", "topic"), "committed offset: the next one the lane will read"),
     Metric("celosia_lane_lag", "gauge", ("lane", "topic"), "records from the committed offset to the end of the topic"),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from streams.consent import Consent, Consents, Refusal, Rung
+from streams.consent import Consent, Consents, Refusal, Rung, rule_1
 from streams.decision import decide
 from streams.event import Reason, Record, Rejected
 from streams.minimized import cell_of, minimize
@@ -32,7 +32,7 @@ from streams.plan import MAX_OUTPUT_BYTES, CrowdRecipe, Plan, PurposePlan, Recip
 from streams.sources import Envelope
 from streams.transforms import ABSENT
 
-__all__ = ["Place", "bind", "moments", "process", "quarantine"]
+__all__ = ["Place", "bind", "moments", "process", "quarantine", "still_allows"]
 
 _encode = msgspec.json.Encoder().encode
 _PSEUDONYMOUS, _IDENTIFIED = int(Rung.PSEUDONYMOUS), int(Rung.IDENTIFIED)
@@ -161,6 +161,23 @@ def moments(timestamp: int, time: int | None, now: int) -> tuple[int, int]:
         elif time > latest:
             latest = time
     return earliest, latest
+
+
+def still_allows(consents: Consents, purpose: str, skew: int, now: int) -> Callable[[bytes, int], bool]:
+    """Return the question whether a person allows a crowd purpose now, for events recorded as early as a time (ms).
+
+    It is asked when a window closes: who has taken the consent back meanwhile is not counted.
+    """
+
+    def allows(subject: bytes, earliest: int) -> bool:
+        # INVARIANT (fail closed): nothing known, nothing readable, a blocked partition: not counted.
+        consent = None if consents.blocked else consents.of(subject)
+        if consent is None or not consent.readable:
+            return False
+        allowed = rule_1(consent.grants.get(purpose), earliest, now, skew)
+        return not isinstance(allowed, Refusal) and allowed >= Rung.CROWD
+
+    return allows
 
 
 def _output(

@@ -39,6 +39,7 @@ __all__ = [
     "SourcePlan",
     "Stamp",
     "compile_plan",
+    "crowd_rules",
     "form_in_force",
 ]
 
@@ -199,6 +200,11 @@ def compile_plan(policy: Policy, master: MasterKey, file: str = "policy") -> Pla
     if findings:
         raise PolicyError(file, list(dict.fromkeys(findings)))
     return Plan(policy, master, tuple(sources), purposes)
+
+
+def crowd_rules(plan: Plan) -> list[CrowdRule]:
+    """Return the rules of all crowd purposes."""
+    return [purpose.crowd for purpose in plan.purposes.values() if purpose.crowd is not None]
 
 
 def form_in_force(rule: FieldRule, rung: Rung) -> tuple[str, Any] | None:

@@ -23,12 +23,13 @@ from jsonschema import Draft202012Validator, FormatChecker
 
 from streams.consent import read_consent
 from streams.event import RawEvent, Reason
-from streams.files import choose_source, file_place, read_consents
+from streams.files import choose_source, file_place
 from streams.kafka.agents import minimize
 from streams.kafka.follower import Follower
 from streams.kafka.lane import Lane
 from streams.kafka.work import LaneSettings, LaneState, Work
 from streams.keys import MasterKey
+from streams.lines import read_consents
 from streams.outcome import Kind
 from streams.pipeline import Place, process, quarantine
 from streams.plan import compile_plan

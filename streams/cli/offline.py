@@ -12,7 +12,7 @@ from streams.cli.options import READABLE, READABLE_OR_STDIN, key_file_option, po
 from streams.errors import SettingsError
 
 if TYPE_CHECKING:
-    from streams.files import Line
+    from streams.lines import Line
     from streams.plan import Plan
 
 __all__ = ["check", "compile_unpublished", "explain", "filter_", "key", "known_purpose", "trace"]
@@ -62,7 +62,8 @@ def check(file: Path, sample: Path | None, source: str | None, strict: bool) -> 
     With --sample, also tell what the events hold that the policy does not name. No value of an event is shown.
     """
     from streams.check import describe, survey, warnings
-    from streams.files import choose_source, open_input, read_lines
+    from streams.files import choose_source
+    from streams.lines import open_input, read_lines
 
     plan = compile_unpublished(file)
     _print(describe(plan))
@@ -109,7 +110,8 @@ def explain(
         raise click.UsageError("give either --consents or --consent")
     from streams.explain import explain as explained
     from streams.explain import render
-    from streams.files import FileConsents, choose_source, file_place, line_event, read_consents, read_document
+    from streams.files import choose_source, file_place, line_event
+    from streams.lines import FileConsents, read_consents, read_document
 
     plan = compile_unpublished(policy)
     known_purpose(plan, purpose)
@@ -140,17 +142,9 @@ def filter_(policy: Path, consents: Path, events: Path, out: Path, **options: An
     """
     import json
 
-    from streams.files import (
-        OutputFiles,
-        choose_source,
-        file_place,
-        filter_lines,
-        open_input,
-        output_names,
-        read_consents,
-        read_lines,
-    )
+    from streams.files import OutputFiles, choose_source, file_place, filter_lines, output_names
     from streams.keys import installation_key
+    from streams.lines import open_input, read_consents, read_lines
     from streams.plan import compile_plan
     from streams.policy import load_policy
 

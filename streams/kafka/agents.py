@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 from streams.consent import Refusal
 from streams.event import Rejected
-from streams.kafka.crowds import Collecting, Counting, crowd_rules
+from streams.kafka.crowds import Collecting, Counting
 from streams.kafka.partitioner import partition_of
 from streams.kafka.port import Batch
 from streams.kafka.work import Agent, BoundAgent, View, Work
 from streams.outcome import Outcome, Output, suppressed
 from streams.pipeline import Place, bind, quarantine
-from streams.plan import Plan, SourcePlan
+from streams.plan import Plan, SourcePlan, crowd_rules
 
 __all__ = ["AGENTS", "agent", "minimize", "rekey", "release"]
 

@@ -9,33 +9,27 @@ A purpose belongs to one partition of stage two, the one that its name is a key 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import cast
 
 import msgspec
 
 from streams.aggregate import aggregates
-from streams.consent import Refusal, rule_1
 from streams.crowd.counts import Counts, StateRecord
 from streams.crowd.release import release
 from streams.crowd.rounds import Closed, Closing, Partial, Progress, Rounds, partials
-from streams.crowd.rule import CrowdRule
 from streams.kafka.partitioner import partition_of
 from streams.kafka.port import Batch
 from streams.kafka.work import View, Work
 from streams.outcome import Contribution, Output
-from streams.plan import Plan
+from streams.pipeline import still_allows
+from streams.plan import Plan, crowd_rules
 
-__all__ = ["Collecting", "Counting", "crowd_rules"]
+__all__ = ["Collecting", "Counting"]
 
 _encode = msgspec.json.Encoder().encode
 _decode_closing = msgspec.json.Decoder(Closing).decode
 _decode_answer = msgspec.json.Decoder(Partial | Progress).decode
-
-
-def crowd_rules(plan: Plan) -> list[CrowdRule]:
-    """Return the rules of all crowd purposes."""
-    return [purpose.crowd for purpose in plan.purposes.values() if purpose.crowd is not None]
 
 
 class Counting:
@@ -93,24 +87,12 @@ class Counting:
             sends.setdefault((policy.topic("counting"), view.partition), []).extend(
                 _record(policy.topic("counting"), key, value) for key, value in state
             )
-            windows = self.counts.close(closing.purpose, closing.through, self._allows(closing.purpose, view))
+            allows = still_allows(view.consents, closing.purpose, self._skew, view.now)
+            windows = self.counts.close(closing.purpose, closing.through, allows)
             place = policy.topic("partials"), partition_of(closing.purpose.encode(), view.partitions)
             for one in partials(closing.purpose, view.partition, closing.through, windows):
                 sends.setdefault(place, []).append(_record(place[0], closing.purpose.encode(), _encode(one)))
         return Work(sends, {})
-
-    def _allows(self, purpose: str, view: View) -> Callable[[bytes, int], bool]:
-        consents = view.consents
-
-        def allows(subject: bytes, earliest: int) -> bool:
-            # INVARIANT (fail closed): nothing known, nothing readable, a blocked partition: not counted.
-            consent = None if consents.blocked else consents.of(subject)
-            if consent is None or not consent.readable:
-                return False
-            allowed = rule_1(consent.grants.get(purpose), earliest, view.now, self._skew)
-            return not isinstance(allowed, Refusal) and allowed > 0
-
-        return allows
 
 
 class Collecting:

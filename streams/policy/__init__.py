@@ -23,7 +23,18 @@ from streams.policy.check import check_policy
 from streams.policy.model import NAME, PATH, TOPIC, Crowd, FieldRule, Noise, OwnTopic, Policy, Purpose, Source, Topics
 from streams.policy.text import place, read_yaml
 
-__all__ = ["Crowd", "FieldRule", "Noise", "OwnTopic", "Policy", "Purpose", "Source", "Topics", "load_policy", "parse_policy"]
+__all__ = [
+    "Crowd",
+    "FieldRule",
+    "Noise",
+    "OwnTopic",
+    "Policy",
+    "Purpose",
+    "Source",
+    "Topics",
+    "load_policy",
+    "parse_policy",
+]
 
 _LARGEST = 1 << 20
 
@@ -83,6 +94,8 @@ def _finding(lines: dict[text.Path, int], item: Any) -> str:
         return f"{at}: {_SAID[item['type']]}"
     if item["type"] == "extra_forbidden":
         model = FieldRule if path[0] == "events" else _MODELS.get(path[0], Policy)
+        if model is Purpose and len(path) > 3:
+            model = Noise if path[3:-1] == ("noise",) else Crowd
         names = [field.alias or name for name, field in model.model_fields.items()]
         return f"{at}: `{path[-1]}` is not known here{closest(path[-1], names)} (known: {', '.join(names)})"
     came = item["input"]

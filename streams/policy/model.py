@@ -11,12 +11,12 @@ from streams.sources import Paths
 __all__ = [
     "NAME",
     "OWN_TOPICS",
-    "OwnTopic",
     "PATH",
     "TOPIC",
     "Crowd",
     "FieldRule",
     "Noise",
+    "OwnTopic",
     "Policy",
     "Purpose",
     "Source",
