@@ -22,8 +22,8 @@ from typing import Any, BinaryIO
 from streams.aggregate import aggregates
 from streams.categories import closest
 from streams.consent import Consents
+from streams.crowd import told_of
 from streams.crowd.counts import Counts
-from streams.crowd.release import release
 from streams.errors import SettingsError
 from streams.event import RawEvent, Reason
 from streams.lines import Line, TooLong
@@ -165,7 +165,7 @@ def _told(
     purpose, tally = plan.purposes[name], summary.crowds[name]
     allows = still_allows(consents, name, skew, now)
     for window, cells in counts.close(name, max(counts.open(name), default=0), allows):
-        released = release(counts.rules[name], cells)
+        released = told_of(counts.rules[name], cells)
         tally["windows"] += 1
         tally["cells_told"] += len(released.cells)
         tally["cells_suppressed"] += len(cells) - len(released.cells)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from streams.consent import RUNGS, Rung
+from streams.crowd.noise import Mechanism
 from streams.crowd.rule import LEAST_K, UNIT, CrowdRule, Sum
 from streams.crowd.rule import Noise as NoiseRule
 from streams.errors import PolicyError
@@ -177,10 +178,17 @@ def compile_plan(policy: Policy, master: MasterKey, file: str = "policy") -> Pla
     """Compile a checked policy.
 
     Raises:
-        PolicyError: a form's parameters make no sense.
+        PolicyError: a form's parameters, or those of noise, make no sense.
+        SettingsError: there is noise, and what makes it is not installed.
     """
     findings: list[str] = []
     purposes = {name: _purpose(name, purpose, master) for name, purpose in policy.purposes.items()}
+    for name, purpose in purposes.items():
+        if purpose.crowd is not None and purpose.crowd.noise is not None:
+            try:
+                Mechanism(purpose.crowd)
+            except ValueError as error:
+                findings.append(f"purposes.{name}.crowd.noise: {error}")
     sources = []
     for name, source in policy.sources.items():
         fields = [path for named in policy.events.values() for path in named]

@@ -9,3 +9,28 @@
 Everything here is a pure fold over records: bytes and times in, values out. `streams/kafka/agents.py` puts stage one
 into the transaction of the event lane, and runs stage two as a lane of its own.
 """
+
+from collections.abc import Mapping
+
+from streams.crowd.counts import Cell, Part
+from streams.crowd.noise import noisy
+from streams.crowd.release import Released, release
+from streams.crowd.rule import CrowdRule
+
+__all__ = ["told_of"]
+
+
+def told_of(rule: CrowdRule, cells: Mapping[Cell, Part]) -> Released:
+    """Return what may be told of one window: exact, or with noise. Call it once a window; noise has a price each time.
+
+    >>> told_of(CrowdRule("stock", 5, window=100, late=0, by=("country",)), {b'["UK"]': Part(7, 9, [])}).cells
+    {b'["UK"]': Part(people=7, events=9, sums=[])}
+
+    Raises:
+        SettingsError: there is noise, and OpenDP is not installed.
+    """
+    released = release(rule, cells) if rule.noise is None else noisy(rule, cells)
+    if rule.top is None:
+        return released
+    largest = sorted(released.cells, key=lambda cell: (-released.cells[cell].people, cell))[: rule.top]
+    return released._replace(cells={cell: released.cells[cell] for cell in sorted(largest)})

@@ -7,17 +7,21 @@ Rules of this file:
 - A person's events lie in one partition, so people that are counted here are counted nowhere else.
 - The state names people, because consent is asked again when a window closes. It leaves this file encrypted only.
 - Entries are changed by adding to them, so a state is restored by adding its changes up again.
+- With noise, a window costs whoever adds to it epsilon, kept for as long as the day of the window takes events. It is
+  charged to the day (UTC) on which the window begins, and not paid back to those who withdraw before it closes.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
-from typing import NamedTuple
+from fractions import Fraction
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
-from streams.crowd.rule import CrowdRule
+from streams.crowd.rule import UNIT, CrowdRule, Noise
 from streams.keys import MasterKey
 
 __all__ = ["Added", "Cell", "Counts", "Entry", "Part", "StateRecord"]
@@ -27,6 +31,11 @@ Cell = bytes
 
 StateRecord = tuple[bytes, bytes | None]
 """Key and value of a record of the state topic; None: what was under the key is done with."""
+
+_DAY = 86_400_000
+_CHUNK = 500
+"""So many people that have spent something fit into one record, with subjects of 1,024 bytes."""
+_T = TypeVar("_T")
 
 
 class Added(StrEnum):
@@ -39,6 +48,8 @@ class Added(StrEnum):
     """its person adds to as many cells of the window as one person may"""
     WINDOW_IS_FULL = "window_is_full"
     """the window has as many cells as it may: the fields in `by` have too many values"""
+    BUDGET_IS_SPENT = "budget_is_spent"
+    """its person has been in as many windows of the day as the noise may cost one person"""
 
 
 class Entry(msgspec.Struct, array_like=True, gc=False):
@@ -91,8 +102,29 @@ class _Window:
         entry.earliest = min(entry.earliest, recorded)
 
 
-_encode_changes = msgspec.msgpack.Encoder().encode
-_decode_changes = msgspec.msgpack.Decoder(list[Change]).decode
+class _Budget:
+    """What the noise of one purpose has cost the people of one partition, by day; in millionths of epsilon."""
+
+    __slots__ = ("cost", "daily", "spent")
+
+    def __init__(self, noise: Noise) -> None:
+        # Of the numbers as they are written: three times 0.1 is not more than 0.3.
+        self.cost = math.ceil(Fraction(repr(noise.epsilon)) * UNIT)
+        self.daily = math.floor(Fraction(repr(noise.daily)) * UNIT)
+        self.spent: dict[int, dict[bytes, int]] = {}
+
+    def affords(self, start: int, subject: bytes) -> bool:
+        """Tell whether a person can add to one more window, which begins at `start`."""
+        return self.spent.get(start // _DAY, {}).get(subject, 0) + self.cost <= self.daily
+
+    def spend(self, start: int, subject: bytes, cost: int) -> None:
+        day = self.spent.setdefault(start // _DAY, {})
+        day[subject] = day.get(subject, 0) + cost
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_changes = msgspec.msgpack.Decoder(list[Change])
+_spent = msgspec.msgpack.Decoder(list[tuple[bytes, int]])
 
 
 class Counts:
@@ -112,6 +144,8 @@ class Counts:
         self._windows: dict[tuple[str, int], _Window] = {}
         self._closed: dict[str, int] = {}
         self._changes: dict[tuple[str, int], list[Change]] = {}
+        self._budgets = {rule.purpose: _Budget(rule.noise) for rule in self.rules.values() if rule.noise is not None}
+        self._spent_keys: dict[tuple[str, int], list[bytes]] = {}
         self._number = 0
         self._cipher = AESSIV(master.derive("crowd", length=64))
 
@@ -122,6 +156,11 @@ class Counts:
         if start <= self._closed.get(purpose, start - 1):
             return Added.LATE
         window = self._windows.get((purpose, start))
+        budget = self._budgets.get(purpose)
+        # INVARIANT (budget): a person's first event in a window costs what the whole window does.
+        first = budget is not None and (window is None or subject not in window.people)
+        if budget is not None and first and not budget.affords(start, subject):
+            return Added.BUDGET_IS_SPENT
         if window is None:
             window = self._windows[purpose, start] = _Window()
         # INVARIANT (bounded): what one person adds does not depend on how much they do.
@@ -130,6 +169,8 @@ class Counts:
             return Added.PERSON_IS_FULL
         if cell not in window.cells and len(window.cells) >= rule.most_cells:
             return Added.WINDOW_IS_FULL
+        if budget is not None and first:
+            budget.spend(start, subject, budget.cost)
         window.add(subject, cell, 1, sums, recorded)
         self._changes.setdefault((purpose, start), []).append(Change(subject, cell, 1, sums, recorded))
         return Added.COUNTED
@@ -142,7 +183,7 @@ class Counts:
             key = b"%b %d %d" % (purpose.encode(), start, self._number)
             self._windows[purpose, start].keys.append(key)
             # INVARIANT (discretion): unreadable without the key of the installation, and bound to its place.
-            yield key, self._cipher.encrypt(_encode_changes(more), [key])
+            yield key, self._cipher.encrypt(_encode(more), [key])
 
     def restore(self, records: Iterable[tuple[bytes, bytes | None]]) -> None:
         """Take all records of the state topic, in order.
@@ -155,20 +196,35 @@ class Counts:
             if place == ["closed"]:
                 self._closed[purpose] = int(value or b"")
             elif value is not None and purpose in self.rules:
-                start, number = map(int, place)
-                self._number = max(self._number, number)
-                window = self._windows.setdefault((purpose, start), _Window())
-                window.keys.append(key)
-                for change in self._read(key, value):
-                    window.add(*change)
+                *kind, at, number = place
+                self._number = max(self._number, int(number))
+                (self._restore_spent if kind else self._restore_window)(purpose, int(at), key, value)
         # Compaction may not have come yet: what was closed is still there, with its tombstones behind it.
         for purpose, start in list(self._windows):
             if start <= self._closed.get(purpose, start - 1):
-                del self._windows[purpose, start]
+                window = self._windows.pop((purpose, start))
+                if (budget := self._budgets.get(purpose)) is not None:
+                    for subject in window.people:
+                        budget.spend(start, subject, -budget.cost)
 
-    def _read(self, key: bytes, value: bytes) -> list[Change]:
+    def _restore_window(self, purpose: str, start: int, key: bytes, value: bytes) -> None:
+        window = self._windows.setdefault((purpose, start), _Window())
+        window.keys.append(key)
+        budget = self._budgets.get(purpose)
+        for change in self._read(key, value, _changes):
+            if budget is not None and change.subject not in window.people:
+                budget.spend(start, change.subject, budget.cost)
+            window.add(*change)
+
+    def _restore_spent(self, purpose: str, day: int, key: bytes, value: bytes) -> None:
+        self._spent_keys.setdefault((purpose, day), []).append(key)
+        if (budget := self._budgets.get(purpose)) is not None:
+            for subject, cost in self._read(key, value, _spent):
+                budget.spend(day * _DAY, subject, cost)
+
+    def _read(self, key: bytes, value: bytes, decoder: msgspec.msgpack.Decoder[_T]) -> _T:
         try:
-            return _decode_changes(self._cipher.decrypt(value, [key]))
+            return decoder.decode(self._cipher.decrypt(value, [key]))
         except (InvalidTag, msgspec.MsgspecError):
             raise ValueError("the state of a crowd was made with another key") from None
 
@@ -185,6 +241,7 @@ class Counts:
         """
         rule = self.rules[purpose]
         self._closed[purpose] = max(through, self._closed.get(purpose, through))
+        self._forget_spent(rule, through)
         for start in self.open(purpose):
             if start > through:
                 break
@@ -199,10 +256,45 @@ class Counts:
 
     def done(self, purpose: str, through: int) -> Iterator[StateRecord]:
         """Yield what the state topic must hold once windows up to one are closed. Call it before `close`."""
-        for start in self.open(purpose):
-            if start <= through:
-                yield from ((key, None) for key in self._windows[purpose, start].keys)
+        closing = [start for start in self.open(purpose) if start <= through]
+        for start in closing:
+            yield from ((key, None) for key in self._windows[purpose, start].keys)
+        if purpose in self._budgets:
+            yield from self._spent_in(self.rules[purpose], closing, through)
+        for (name, day), keys in self._spent_keys.items():
+            if name == purpose and _is_over(self.rules[purpose], day, through):
+                yield from ((key, None) for key in keys)
         yield b"%b closed" % purpose.encode(), b"%d" % through
+
+    def _spent_in(self, rule: CrowdRule, closing: list[int], through: int) -> Iterator[StateRecord]:
+        """Yield what people have spent in windows that close, for the days on which more can be spent."""
+        days: dict[int, dict[bytes, int]] = {}
+        for start in closing:
+            if not _is_over(rule, start // _DAY, through):
+                spent = days.setdefault(start // _DAY, {})
+                for subject in self._windows[rule.purpose, start].people:
+                    spent[subject] = spent.get(subject, 0) + self._budgets[rule.purpose].cost
+        for day, spent in days.items():
+            people = list(spent.items())
+            for first in range(0, len(people), _CHUNK):
+                self._number += 1
+                key = b"%b spent %d %d" % (rule.purpose.encode(), day, self._number)
+                self._spent_keys.setdefault((rule.purpose, day), []).append(key)
+                yield key, self._cipher.encrypt(_encode(people[first : first + _CHUNK]), [key])
+
+    def _forget_spent(self, rule: CrowdRule, through: int) -> None:
+        for place in [place for place in self._spent_keys if place[0] == rule.purpose]:
+            if _is_over(rule, place[1], through):
+                del self._spent_keys[place]
+        if (budget := self._budgets.get(rule.purpose)) is not None:
+            for day in list(budget.spent):
+                if _is_over(rule, day, through):
+                    del budget.spent[day]
+
+
+def _is_over(rule: CrowdRule, day: int, through: int) -> bool:
+    """Tell whether the last window that begins on a day is closed, once all up to one are."""
+    return rule.window_of((day + 1) * _DAY - 1) <= through
 
 
 def _add_person(rule: CrowdRule, entries: Mapping[Cell, Entry], parts: dict[Cell, Part]) -> None:

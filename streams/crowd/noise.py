@@ -150,7 +150,7 @@ class Mechanism:
 
     def _part(self, numbers: list[int]) -> Part:
         people, *rest = numbers
-        # Without a bound above one, each person has exactly one event. And nobody has none: that is known anyway.
+        # Where one event counts, each person has exactly one. And nobody has none: that is known anyway.
         events = rest.pop(0) if self.statistics[1:] and self.statistics[1].name == "events" else people
         return Part(people, max(people, events), rest)
 

@@ -6,7 +6,7 @@ Rules of this file:
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["LEAST_K", "UNIT", "CrowdRule", "Noise", "Sum", "fixed"]
@@ -85,8 +85,6 @@ class CrowdRule:
     noise: Noise | None = None
     top: int | None = None
     """tell only so many of the largest cells"""
-    means: bool = field(default=False)
-    """tell the mean of each sum over its events"""
 
     def window_of(self, recorded: int) -> int:
         """Return the beginning of the window in which an event lies.

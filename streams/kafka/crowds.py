@@ -15,8 +15,8 @@ from typing import cast
 import msgspec
 
 from streams.aggregate import aggregates
+from streams.crowd import told_of
 from streams.crowd.counts import Counts, StateRecord
-from streams.crowd.release import release
 from streams.crowd.rounds import Closed, Closing, Partial, Progress, Rounds, partials
 from streams.kafka.partitioner import partition_of
 from streams.kafka.port import Batch
@@ -145,7 +145,7 @@ class Collecting:
         if closed.cells is None or purpose.crowd is None:
             tallies["window", name, "dropped", ""] += 1
             return
-        released = release(purpose.crowd, closed.cells)
+        released = told_of(purpose.crowd, closed.cells)
         tallies["window", name, "released", ""] += 1
         tallies["cells", name, "told", ""] += len(released.cells)
         tallies["cells", name, "suppressed", ""] += len(closed.cells) - len(released.cells)
