@@ -166,6 +166,9 @@ def _told(
     allows = still_allows(consents, name, skew, now)
     for window, cells in counts.close(name, max(counts.open(name), default=0), allows):
         released = told_of(counts.rules[name], cells)
+        if cells is None or released is None:
+            tally["windows_dropped"] += 1
+            continue
         tally["windows"] += 1
         tally["cells_told"] += len(released.cells)
         tally["cells_suppressed"] += len(cells) - len(released.cells)

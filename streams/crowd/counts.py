@@ -15,13 +15,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from fractions import Fraction
+from hashlib import blake2b
 from typing import NamedTuple, TypeVar
 
 import msgspec
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
 from streams.crowd.rule import UNIT, CrowdRule, Noise
+from streams.crowd.sealed import Sealed
 from streams.keys import MasterKey
 
 __all__ = ["Added", "Cell", "Counts", "Entry", "Part", "StateRecord"]
@@ -72,6 +72,10 @@ class Change(NamedTuple):
     earliest: int
 
 
+_FULL = Change(b"", b"", 0, [], 0)
+"""Stands for: more cells came than the window may have."""
+
+
 class Part(msgspec.Struct, array_like=True, gc=False):
     """What a partition, or all of them, add to one cell."""
 
@@ -83,12 +87,20 @@ class Part(msgspec.Struct, array_like=True, gc=False):
 class _Window:
     """One open window: entries by person and cell, how many people each cell has, and the keys of its state."""
 
-    __slots__ = ("cells", "keys", "people")
+    __slots__ = ("cells", "full", "keys", "people")
 
     def __init__(self) -> None:
+        self.full = False
+        """more cells came than it may have"""
         self.people: dict[bytes, dict[Cell, Entry]] = {}
         self.cells: dict[Cell, int] = {}
         self.keys: list[bytes] = []
+
+    def fill(self) -> None:
+        """Keep nothing of it but that it is full."""
+        self.full = True
+        self.people.clear()
+        self.cells.clear()
 
     def add(self, subject: bytes, cell: Cell, events: int, sums: list[int], recorded: int) -> None:
         entries = self.people.setdefault(subject, {})
@@ -143,17 +155,21 @@ class Counts:
         self.rules = {rule.purpose: rule for rule in rules}
         self._windows: dict[tuple[str, int], _Window] = {}
         self._closed: dict[str, int] = {}
+        """by purpose: the end of the last window that is closed (ms)"""
+        self._shapes = {rule.purpose: _shape(rule) for rule in self.rules.values()}
+        self._strange: dict[str, list[bytes]] = {}
+        """keys of state that another policy has left"""
         self._changes: dict[tuple[str, int], list[Change]] = {}
         self._budgets = {rule.purpose: _Budget(rule.noise) for rule in self.rules.values() if rule.noise is not None}
         self._spent_keys: dict[tuple[str, int], list[bytes]] = {}
         self._number = 0
-        self._cipher = AESSIV(master.derive("crowd", length=64))
+        self._sealed = Sealed(master)
 
     def add(self, purpose: str, subject: bytes, cell: Cell, sums: list[int], recorded: int) -> Added:
         """Count one event of a person who allows it; `sums` are the parts of its fields, in millionths."""
         rule = self.rules[purpose]
         start = rule.window_of(recorded)
-        if start <= self._closed.get(purpose, start - 1):
+        if start < self._closed.get(purpose, start):
             return Added.LATE
         window = self._windows.get((purpose, start))
         budget = self._budgets.get(purpose)
@@ -163,11 +179,17 @@ class Counts:
             return Added.BUDGET_IS_SPENT
         if window is None:
             window = self._windows[purpose, start] = _Window()
+        if window.full:
+            return Added.WINDOW_IS_FULL
         # INVARIANT (bounded): what one person adds does not depend on how much they do.
         entries = window.people.get(subject)
         if (entries is None or cell not in entries) and entries is not None and len(entries) >= rule.most_per_person:
             return Added.PERSON_IS_FULL
-        if cell not in window.cells and len(window.cells) >= rule.most_cells:
+        # Under noise there is no such limit: it would let one person keep out the cells of others.
+        if cell not in window.cells and len(window.cells) >= rule.most_cells and rule.noise is None:
+            # Which cells came first would tell who did, so none is told, and nothing more is kept.
+            window.fill()
+            self._changes.setdefault((purpose, start), []).append(_FULL)
             return Added.WINDOW_IS_FULL
         if budget is not None and first:
             budget.spend(start, subject, budget.cost)
@@ -180,10 +202,9 @@ class Counts:
         changes, self._changes = self._changes, {}
         for (purpose, start), more in changes.items():
             self._number += 1
-            key = b"%b %d %d" % (purpose.encode(), start, self._number)
+            key = b"%b %d %d %b" % (purpose.encode(), start, self._number, self._shapes[purpose])
             self._windows[purpose, start].keys.append(key)
-            # INVARIANT (discretion): unreadable without the key of the installation, and bound to its place.
-            yield key, self._cipher.encrypt(_encode(more), [key])
+            yield key, self._sealed.close(_encode(more), key)
 
     def restore(self, records: Iterable[tuple[bytes, bytes | None]]) -> None:
         """Take all records of the state topic, in order.
@@ -196,12 +217,17 @@ class Counts:
             if place == ["closed"]:
                 self._closed[purpose] = int(value or b"")
             elif value is not None and purpose in self.rules:
-                *kind, at, number = place
-                self._number = max(self._number, int(number))
-                (self._restore_spent if kind else self._restore_window)(purpose, int(at), key, value)
+                self._number = max(self._number, int(place[2] if place[0] == "spent" else place[1]))
+                if place[0] == "spent":
+                    self._restore_spent(purpose, int(place[1]), key, value)
+                elif place[2].encode() == self._shapes[purpose]:
+                    self._restore_window(purpose, int(place[0]), key, value)
+                else:
+                    # INVARIANT (fail closed): it was counted under another policy, and says something else.
+                    self._strange.setdefault(purpose, []).append(key)
         # Compaction may not have come yet: what was closed is still there, with its tombstones behind it.
         for purpose, start in list(self._windows):
-            if start <= self._closed.get(purpose, start - 1):
+            if start < self._closed.get(purpose, start):
                 window = self._windows.pop((purpose, start))
                 if (budget := self._budgets.get(purpose)) is not None:
                     for subject in window.people:
@@ -212,6 +238,9 @@ class Counts:
         window.keys.append(key)
         budget = self._budgets.get(purpose)
         for change in self._read(key, value, _changes):
+            if window.full or change == _FULL:
+                window.fill()
+                break
             if budget is not None and change.subject not in window.people:
                 budget.spend(start, change.subject, budget.cost)
             window.add(*change)
@@ -223,10 +252,7 @@ class Counts:
                 budget.spend(day * _DAY, subject, cost)
 
     def _read(self, key: bytes, value: bytes, decoder: msgspec.msgpack.Decoder[_T]) -> _T:
-        try:
-            return decoder.decode(self._cipher.decrypt(value, [key]))
-        except (InvalidTag, msgspec.MsgspecError):
-            raise ValueError("the state of a crowd was made with another key") from None
+        return decoder.decode(self._sealed.open(value, key))
 
     def open(self, purpose: str) -> list[int]:
         """Return the beginnings of the windows that are open, oldest first."""
@@ -234,37 +260,37 @@ class Counts:
 
     def close(
         self, purpose: str, through: int, allows: Callable[[bytes, int], bool]
-    ) -> Iterator[tuple[int, Mapping[Cell, Part]]]:
-        """Close all windows up to one; yield what each comes to, without those who do not allow it any more.
+    ) -> list[tuple[int, Mapping[Cell, Part] | None]]:
+        """Close all windows up to one; return what each comes to, without those who do not allow it any more.
 
         `allows(subject, earliest)` says whether a person allows the purpose now, for events as old as `earliest`.
+        None: more cells than a window may have came; that is told of nobody.
         """
         rule = self.rules[purpose]
-        self._closed[purpose] = max(through, self._closed.get(purpose, through))
+        self._closed[purpose] = self._end(rule, through)
         self._forget_spent(rule, through)
-        for start in self.open(purpose):
-            if start > through:
-                break
-            window = self._windows.pop((purpose, start))
+        self._strange.pop(purpose, None)
+        closing = [start for start in self.open(purpose) if start <= through]
+        windows = {start: self._windows.pop((purpose, start)) for start in closing}
+        for start in closing:
             self._changes.pop((purpose, start), None)
-            parts: dict[Cell, Part] = {}
-            for subject, entries in window.people.items():
-                # INVARIANT (T1 for crowds): asked now, after the gate. One event too old for a grant takes all out.
-                if allows(subject, min(entry.earliest for entry in entries.values())):
-                    _add_person(rule, entries, parts)
-            yield start, parts
+        return [(start, None if window.full else _parts(rule, window, allows)) for start, window in windows.items()]
+
+    def _end(self, rule: CrowdRule, through: int) -> int:
+        return max(through + rule.window, self._closed.get(rule.purpose, through))
 
     def done(self, purpose: str, through: int) -> Iterator[StateRecord]:
         """Yield what the state topic must hold once windows up to one are closed. Call it before `close`."""
         closing = [start for start in self.open(purpose) if start <= through]
         for start in closing:
             yield from ((key, None) for key in self._windows[purpose, start].keys)
+        yield from ((key, None) for key in self._strange.get(purpose, ()))
         if purpose in self._budgets:
             yield from self._spent_in(self.rules[purpose], closing, through)
         for (name, day), keys in self._spent_keys.items():
             if name == purpose and _is_over(self.rules[purpose], day, through):
                 yield from ((key, None) for key in keys)
-        yield b"%b closed" % purpose.encode(), b"%d" % through
+        yield b"%b closed" % purpose.encode(), b"%d" % self._end(self.rules[purpose], through)
 
     def _spent_in(self, rule: CrowdRule, closing: list[int], through: int) -> Iterator[StateRecord]:
         """Yield what people have spent in windows that close, for the days on which more can be spent."""
@@ -280,7 +306,7 @@ class Counts:
                 self._number += 1
                 key = b"%b spent %d %d" % (rule.purpose.encode(), day, self._number)
                 self._spent_keys.setdefault((rule.purpose, day), []).append(key)
-                yield key, self._cipher.encrypt(_encode(people[first : first + _CHUNK]), [key])
+                yield key, self._sealed.close(_encode(people[first : first + _CHUNK]), key)
 
     def _forget_spent(self, rule: CrowdRule, through: int) -> None:
         for place in [place for place in self._spent_keys if place[0] == rule.purpose]:
@@ -290,6 +316,21 @@ class Counts:
             for day in list(budget.spent):
                 if _is_over(rule, day, through):
                     del budget.spent[day]
+
+
+def _shape(rule: CrowdRule) -> bytes:
+    """Return what tells the state of one policy from that of another which counts otherwise."""
+    said = (rule.window, rule.by, [(one.path, one.low, one.high) for one in rule.sums], rule.most_per_person)
+    return blake2b(repr(said).encode(), digest_size=6).hexdigest().encode()
+
+
+def _parts(rule: CrowdRule, window: _Window, allows: Callable[[bytes, int], bool]) -> dict[Cell, Part]:
+    parts: dict[Cell, Part] = {}
+    for subject, entries in window.people.items():
+        # INVARIANT (T1 for crowds): asked now, after the gate. One event too old for a grant takes all out.
+        if allows(subject, min(entry.earliest for entry in entries.values())):
+            _add_person(rule, entries, parts)
+    return parts
 
 
 def _is_over(rule: CrowdRule, day: int, through: int) -> bool:

@@ -10,10 +10,11 @@ closing, asks how far the consents go, waits until it has read them, and only th
 
 Rules of this file:
 - A window is closed when every partition has passed its end and `late`, and never again: what comes later is late.
-- Windows that wait for a partition longer than `hold` are dropped: lateness is no reason to tell less than k people.
+- Windows that have waited for a partition longer than `hold`, by the clock, are dropped; it decides no more.
+- What partitions add is below k as often as not: it is encrypted wherever it stands.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -21,6 +22,8 @@ import msgspec
 from streams.crowd.counts import Cell, Part, StateRecord
 from streams.crowd.release import merged
 from streams.crowd.rule import CrowdRule
+from streams.crowd.sealed import Sealed
+from streams.keys import MasterKey
 
 __all__ = ["Closed", "Closing", "Partial", "Progress", "Rounds", "partials"]
 
@@ -47,8 +50,11 @@ class Partial(msgspec.Struct, tag="partial", frozen=True):
     purpose: str
     partition: int
     through: int
+    number: int
+    """counts the parts of an answer from 0"""
     window: int | None
-    cells: dict[str, Part]
+    cells: dict[str, Part] | None
+    """None: more cells than a window may have"""
     last: bool
 
 
@@ -60,54 +66,63 @@ class Closed(NamedTuple):
 
 
 def partials(
-    purpose: str, partition: int, through: int, windows: Iterator[tuple[int, Mapping[Cell, Part]]]
+    purpose: str, partition: int, through: int, windows: Iterable[tuple[int, Mapping[Cell, Part] | None]]
 ) -> Iterator[Partial]:
     """Yield what a partition answers to a closing, in parts that a record can hold."""
+    number = 0
     for window, cells in windows:
-        some = list(cells.items())
-        for start in range(0, len(some), _CHUNK):
-            chunk = {cell.decode(): part for cell, part in some[start : start + _CHUNK]}
-            yield Partial(purpose, partition, through, window, chunk, False)
-    yield Partial(purpose, partition, through, None, {}, True)
+        some = None if cells is None else [(cell.decode(), part) for cell, part in cells.items()]
+        for start in range(0, max(1, len(some or ())), _CHUNK):
+            chunk = None if some is None else dict(some[start : start + _CHUNK])
+            yield Partial(purpose, partition, through, number, window, chunk, False)
+            number += 1
+    yield Partial(purpose, partition, through, number, None, {}, True)
 
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Partial | Progress).decode
+_decode_partial = msgspec.json.Decoder(Partial).decode
+_decode_progress = msgspec.json.Decoder(Progress).decode
 
 
 class Rounds:
     """The purposes that one partition of stage two takes care of.
 
     >>> rule = CrowdRule("stock", 5, window=100, late=10, by=("country",))
-    >>> rounds = Rounds([rule], partitions=2)
+    >>> rounds = Rounds([rule], 2, MasterKey(bytes(32)))
     >>> list(rounds.progress(Progress(0, 250))), list(rounds.progress(Progress(1, 120)))
     ([], [Closing(purpose='stock', through=0)])
     >>> part = Part(people=7, events=9, sums=[])
-    >>> [list(rounds.partial(one)) for one in partials("stock", 0, 0, iter([(0, {b'["UK"]': part})]))]
+    >>> [list(rounds.partial(one)) for one in partials("stock", 0, 0, [(0, {b'["UK"]': part})])]
     [[], []]
-    >>> [list(rounds.partial(one)) for one in partials("stock", 1, 0, iter([(0, {b'["UK"]': part})]))]
+    >>> [list(rounds.partial(one)) for one in partials("stock", 1, 0, [(0, {b'["UK"]': part})])]
     [[], [Closed(window=0, cells={b'["UK"]': Part(people=14, events=18, sums=[])})]]
     """
 
-    def __init__(self, rules: list[CrowdRule], partitions: int) -> None:
+    def __init__(self, rules: Iterable[CrowdRule], partitions: int, master: MasterKey) -> None:
+        self._sealed = Sealed(master)
         self.rules = {rule.purpose: rule for rule in rules}
         self._partitions = partitions
         self._watermarks: dict[int, int] = {}
         self._asked: dict[str, int] = {}
-        self._closed: dict[str, int] = {}
+        self._over_through: dict[str, int] = {}
+        self._due: dict[str, dict[int, int]] = {}
+        """by purpose: since when (clock, ms) a partition has been past windows up to one"""
         self._answers: dict[str, dict[int, list[Partial]]] = {}
         self._changed: dict[bytes, bytes | None] = {}
 
-    def progress(self, progress: Progress) -> Iterator[Closing]:
-        """Take how far a partition is; yield what is to be closed now."""
+    def progress(self, progress: Progress, now: int = 0) -> Iterator[Closing]:
+        """Take how far a partition is, at a time of the clock (ms); yield what is to be closed now."""
         known = self._watermarks.get(progress.partition)
         if known is not None and progress.watermark <= known:
             return
         self._watermarks[progress.partition] = progress.watermark
         self._changed[b"progress %d" % progress.partition] = _encode(progress)
-        yield from self._closings()
+        for purpose, rule in self.rules.items():
+            self._due.setdefault(purpose, {}).setdefault(rule.closable(progress.watermark), now)
+        yield from self.next_closings()
 
-    def _closings(self) -> Iterator[Closing]:
+    def next_closings(self) -> Iterator[Closing]:
+        """Yield what has become closable while a round was under way. Ask after each `partial`."""
         if len(self._watermarks) < self._partitions:
             return
         lowest = min(self._watermarks.values())
@@ -120,66 +135,78 @@ class Rounds:
                 self._changed[b"asked %b" % purpose.encode()] = b"%d" % through
                 yield Closing(purpose, through)
 
-    def partial(self, partial: Partial) -> Iterator[Closed]:
+    def partial(self, partial: Partial, now: int = 0) -> Iterator[Closed]:
         """Take what a partition answers; yield the windows that are over when it was the last answer."""
-        answers = self._answers.get(partial.purpose)
-        # INVARIANT (released once): an answer to another closing, or a second one, counts for nothing.
-        if answers is None or partial.through != self._asked[partial.purpose]:
+        purpose = partial.purpose
+        answers = self._answers.get(purpose)
+        # INVARIANT (released once): an answer to another closing, or one that comes again, counts for nothing.
+        if answers is None or partial.through != self._asked[purpose]:
             return
         mine = answers.setdefault(partial.partition, [])
-        if mine and mine[-1].last:
+        if partial.number != len(mine) or (mine and mine[-1].last):
             return
-        self._changed[b"partial %b %d %d" % (partial.purpose.encode(), partial.partition, len(mine))] = _encode(partial)
+        key = b"partial %b %d %d" % (purpose.encode(), partial.partition, len(mine))
+        self._changed[key] = self._sealed.close(_encode(partial), key)
         mine.append(partial)
         if len(answers) == self._partitions and all(some[-1].last for some in answers.values()):
-            yield from self._over(partial.purpose, answers)
+            yield from self._over(purpose, answers, now)
 
-    def _over(self, purpose: str, answers: dict[int, list[Partial]]) -> Iterator[Closed]:
-        rule = self.rules[purpose]
-        windows: dict[int, list[dict[Cell, Part]]] = {}
+    def _over(self, purpose: str, answers: dict[int, list[Partial]], now: int) -> Iterator[Closed]:
+        windows: dict[int, list[dict[Cell, Part] | None]] = {}
+        over = self._over_through.get(purpose)
         for partition, some in answers.items():
             for number, one in enumerate(some):
                 self._changed[b"partial %b %d %d" % (purpose.encode(), partition, number)] = None
-                if one.window is not None:
-                    cells = {cell.encode(): part for cell, part in one.cells.items()}
+                # INVARIANT (released once): whatever a partition says of a window that is over.
+                if one.window is not None and (over is None or one.window > over):
+                    cells = None if one.cells is None else {cell.encode(): part for cell, part in one.cells.items()}
                     windows.setdefault(one.window, []).append(cells)
         del self._answers[purpose]
-        self._changed[b"over %b" % purpose.encode()] = b"%d" % self._asked[purpose]
-        furthest = max(self._watermarks.values())
+        self._over_through[purpose] = through = self._asked[purpose]
+        self._changed[b"over %b" % purpose.encode()] = b"%d" % through
         for window in sorted(windows):
-            late = furthest - rule.closes(window) > rule.hold
-            yield Closed(window, None if late else merged(iter(windows[window])))
+            yield Closed(window, self._merged(purpose, windows[window], self._waited(purpose, window, now)))
+        self._due[purpose] = {last: at for last, at in self._due.get(purpose, {}).items() if last > through}
 
-    def next_closings(self) -> Iterator[Closing]:
-        """Yield what has become closable while a round was under way. Ask after each `Closed`."""
-        yield from self._closings()
+    def _waited(self, purpose: str, window: int, now: int) -> int:
+        """Return how long ago (ms) the first partition had passed a window."""
+        return now - min((at for last, at in self._due.get(purpose, {}).items() if last >= window), default=now)
+
+    def _merged(self, purpose: str, parts: list[dict[Cell, Part] | None], waited: int) -> dict[Cell, Part] | None:
+        rule = self.rules[purpose]
+        there = [cells for cells in parts if cells is not None]
+        if waited > rule.hold or len(there) < len(parts):
+            return None
+        cells = merged(iter(there))
+        # Under noise a limit would let one person keep out the cells of others.
+        return cells if len(cells) <= rule.most_cells or rule.noise is not None else None
 
     def take_changes(self) -> Iterator[StateRecord]:
         """Yield what the state topic must hold of what has changed since the last time."""
         changed, self._changed = self._changed, {}
         yield from changed.items()
 
-    def restore(self, records: Iterator[StateRecord]) -> None:
-        """Take all records of the state topic, in order."""
+    def restore(self, records: Iterable[StateRecord]) -> None:
+        """Take all records of the state topic, in order. What purposes have left that are gone counts for nothing."""
         kept: dict[bytes, bytes] = {}
         for key, value in records:
             if value is None:
                 kept.pop(key, None)
             else:
                 kept[key] = value
-        over: dict[str, int] = {}
+        answers: list[Partial] = []
         for key, value in kept.items():
             kind, _, rest = key.decode().partition(" ")
             if kind == "progress":
-                self._watermarks[int(rest)] = _decode(value).watermark
-            elif kind == "asked":
-                self._asked[rest] = int(value)
-            elif kind == "over":
-                over[rest] = int(value)
+                self._watermarks[int(rest)] = _decode_progress(value).watermark
+            elif kind == "partial":
+                answers.append(_decode_partial(self._sealed.open(value, key)))
+            elif rest in self.rules:
+                (self._asked if kind == "asked" else self._over_through)[rest] = int(value)
         for purpose, through in self._asked.items():
-            if over.get(purpose) != through:
+            if self._over_through.get(purpose) != through:
                 self._answers[purpose] = {}
-        numbered = sorted((key for key in kept if key.startswith(b"partial ")), key=lambda key: int(key.split(b" ")[3]))
-        for key in numbered:
-            partial = _decode(kept[key])
-            self._answers[partial.purpose].setdefault(partial.partition, []).append(partial)
+        for partial in sorted(answers, key=lambda one: one.number):
+            mine = self._answers.get(partial.purpose)
+            if mine is not None and partial.through == self._asked[partial.purpose]:
+                mine.setdefault(partial.partition, []).append(partial)

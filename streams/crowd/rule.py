@@ -13,6 +13,7 @@ __all__ = ["LEAST_K", "UNIT", "CrowdRule", "Noise", "Sum", "fixed"]
 
 LEAST_K = 5
 """No policy lowers the number of people below which a cell is not told."""
+_FARTHEST = 2**62
 UNIT = 1_000_000
 """What one is, in fixed-point."""
 
@@ -20,14 +21,20 @@ UNIT = 1_000_000
 def fixed(number: Any) -> int | None:
     """Return a number in millionths, rounded half to even; None for what is no finite number.
 
-    >>> fixed(2.55), fixed(-1), fixed(float("inf")), fixed(True), fixed("7")
-    (2550000, -1000000, None, None, None)
+    What is beyond any range that a policy may declare comes to the same as the farthest that 64 bits hold.
+
+    >>> fixed(2.55), fixed(-1), fixed(float("inf")), fixed(True), fixed("7"), fixed(1e300) == 2**62
+    (2550000, -1000000, None, None, None, True)
     """
-    if type(number) is int:
-        return number * UNIT
-    if type(number) is not float or not math.isfinite(number):
+    if type(number) is float:
+        if not math.isfinite(number):
+            return None
+        number = round(number * UNIT) if -1e12 < number < 1e12 else int(number) * UNIT
+    elif type(number) is int:
+        number *= UNIT
+    else:
         return None
-    return round(number * UNIT) if abs(number) < 1e15 else int(number) * UNIT
+    return int(min(max(number, -_FARTHEST), _FARTHEST))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from streams.aggregate import aggregates
 from streams.crowd import told_of
 from streams.crowd.counts import Counts, StateRecord
 from streams.crowd.rounds import Closed, Closing, Partial, Progress, Rounds, partials
+from streams.crowd.sealed import Sealed
 from streams.kafka.partitioner import partition_of
 from streams.kafka.port import Batch
 from streams.kafka.work import View, Work
@@ -37,6 +38,7 @@ class Counting:
 
     def __init__(self, plan: Plan) -> None:
         self.counts = Counts(crowd_rules(plan), plan.master)
+        self._sealed = Sealed(plan.master)
         self._skew = max(source.clock_skew for source in plan.sources)
         self._watermarks: dict[str, int] = {}
         self._told: list[int] | None = None
@@ -69,8 +71,9 @@ class Counting:
             closable = [rule.closable(watermark) for rule in self.counts.rules.values()]
             if closable != self._told:
                 self._told = closable
-                told = _encode(Progress(view.partition, watermark))
-                progress = _record(policy.topic("partials"), b"%d" % view.partition, told)
+                key = b"%d" % view.partition
+                told = self._sealed.close(_encode(Progress(view.partition, watermark)), key)
+                progress = _record(policy.topic("partials"), key, told)
                 for partition in {partition_of(name.encode(), view.partitions) for name in self.counts.rules}:
                     sends[policy.topic("partials"), partition] = [progress]
         return Work(sends, {})
@@ -89,9 +92,10 @@ class Counting:
             )
             allows = still_allows(view.consents, closing.purpose, self._skew, view.now)
             windows = self.counts.close(closing.purpose, closing.through, allows)
-            place = policy.topic("partials"), partition_of(closing.purpose.encode(), view.partitions)
+            key = closing.purpose.encode()
+            place = policy.topic("partials"), partition_of(key, view.partitions)
             for one in partials(closing.purpose, view.partition, closing.through, windows):
-                sends.setdefault(place, []).append(_record(place[0], closing.purpose.encode(), _encode(one)))
+                sends.setdefault(place, []).append(_record(place[0], key, self._sealed.close(_encode(one), key)))
         return Work(sends, {})
 
 
@@ -100,7 +104,8 @@ class Collecting:
 
     def __init__(self, plan: Plan, partition: int, partitions: int) -> None:
         mine = [rule for rule in crowd_rules(plan) if partition_of(rule.purpose.encode(), partitions) == partition]
-        self.rounds = Rounds(mine, partitions)
+        self.rounds = Rounds(mine, partitions, plan.master)
+        self._sealed = Sealed(plan.master)
 
     def restore(self, records: Iterable[StateRecord]) -> None:
         """See `State`."""
@@ -113,17 +118,13 @@ class Collecting:
         tallies: Counter[tuple[str, ...]] = Counter()
         closings: list[Closing] = []
         for record in batch.records:
-            said = _decode_answer(record.value or b"")
+            said = _decode_answer(self._sealed.open(record.value or b"", record.key or b""))
             if isinstance(said, Progress):
-                closings += self.rounds.progress(said)
+                closings += self.rounds.progress(said, view.now)
                 continue
-            if said.purpose not in self.rounds.rules:
-                continue
-            over = list(self.rounds.partial(said))
-            for one in over:
+            for one in self.rounds.partial(said, view.now):
                 self._tell(plan, said.purpose, one, view.partitions, sends, tallies)
-            if over:
-                closings += self.rounds.next_closings()
+            closings += self.rounds.next_closings()
         for closing in closings:
             order = _record(policy.topic("closings"), closing.purpose.encode(), _encode(closing))
             for partition in range(view.partitions):
@@ -142,10 +143,10 @@ class Collecting:
         tallies: Counter[tuple[str, ...]],
     ) -> None:
         purpose = plan.purposes[name]
-        if closed.cells is None or purpose.crowd is None:
+        released = None if purpose.crowd is None else told_of(purpose.crowd, closed.cells)
+        if closed.cells is None or released is None:
             tallies["window", name, "dropped", ""] += 1
             return
-        released = told_of(purpose.crowd, closed.cells)
         tallies["window", name, "released", ""] += 1
         tallies["cells", name, "told", ""] += len(released.cells)
         tallies["cells", name, "suppressed", ""] += len(closed.cells) - len(released.cells)

@@ -47,7 +47,7 @@ class Deployment:
         self._counts = [Counts([self.rule], self._master) for _ in range(self._partitions)]
         for counts, log in zip(self._counts, self._logs, strict=True):
             counts.restore(log)
-        self._rounds = Rounds([self.rule], self._partitions)
+        self._rounds = Rounds([self.rule], self._partitions, self._master)
         self._rounds.restore(iter(self._log))
 
     def restart(self) -> None:
