@@ -35,7 +35,7 @@ class Released(NamedTuple):
 
     cells: dict[Cell, Part]
     suppressed_at_least: int
-    """how many cells are suppressed, rounded down to a multiple of k; 0 unless k people are missing"""
+    """how many cells are suppressed, rounded down to a multiple of k; 0 unless k people are in them, the largest aside"""
 
 
 def merged(parts: Iterable[Mapping[Cell, Part]]) -> dict[Cell, Part]:
@@ -63,8 +63,9 @@ def release(rule: CrowdRule, cells: Mapping[Cell, Part]) -> Released:
     """
     people = {cell: part.people for cell, part in cells.items()}
     told = guarded(rule, people)
-    gone = [count for cell, count in people.items() if cell not in told]
-    counted = len(gone) // rule.k * rule.k if _distinct(gone, rule.most_per_person) >= rule.k else 0
+    # The largest was suppressed for the others' sake: they are who could be found.
+    small = sorted(count for cell, count in people.items() if cell not in told)[:-1]
+    counted = (len(small) + 1) // rule.k * rule.k if _distinct(small, rule.most_per_person) >= rule.k else 0
     return Released({cell: cells[cell] for cell in sorted(told)}, counted)
 
 
