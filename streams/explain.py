@@ -54,6 +54,7 @@ WORDS: dict[Refusal | Reason, str] = {
     Reason.TRANSFORM_FAILED: "a form failed on a field",
     Reason.UNREADABLE: "the broker's bytes are no record",
     Reason.OUT_OF_RANGE: "the record is gone from the broker",
+    Reason.NOT_OURS: "it is on one of celosia's own topics, and celosia has not written it with this key",
 }
 """Each refusal and each reason for quarantine in plain words."""
 

@@ -86,7 +86,8 @@ KNOWN_OF_SOURCE = "(known: topic, shape, own, subject, type, time, id, key, cloc
         (
             "rotate: 30d",
             "rotate: 30d\n    crowds: {k: 20}",
-            "line 15, purposes.ads.crowds: `crowds` is not known here; did you mean `crowd`? (known: benefit, topic, rung, lifetime, rotate, crowd)",
+            "line 15, purposes.ads.crowds: `crowds` is not known here; did you mean `crowd`? "
+            "(known: benefit, topic, rung, lifetime, rotate, crowd)",
         ),
         (
             "drop: not needed",

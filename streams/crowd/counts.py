@@ -213,18 +213,17 @@ class Counts:
             ValueError: one is not ours, or was made with another key.
         """
         for key, value in records:
-            purpose, *place = key.decode().split(" ")
-            if place == ["closed"]:
-                self._closed[purpose] = int(value or b"")
-            elif value is not None and purpose in self.rules:
-                self._number = max(self._number, int(place[2] if place[0] == "spent" else place[1]))
-                if place[0] == "spent":
-                    self._restore_spent(purpose, int(place[1]), key, value)
-                elif place[2].encode() == self._shapes[purpose]:
-                    self._restore_window(purpose, int(place[0]), key, value)
-                else:
-                    # INVARIANT (fail closed): it was counted under another policy, and says something else.
-                    self._strange.setdefault(purpose, []).append(key)
+            match key.split(b" "):
+                case [name, b"closed"]:
+                    self._closed[name.decode()] = int(value or b"")
+                case [name, b"spent", day, number]:
+                    self._number = max(self._number, int(number))
+                    self._restore_spent(name.decode(), int(day), key, value)
+                case [name, start, number, shape]:
+                    self._number = max(self._number, int(number))
+                    self._restore_window(name.decode(), int(start), shape, key, value)
+                case _:
+                    raise ValueError("not a key of ours")
         # Compaction may not have come yet: what was closed is still there, with its tombstones behind it.
         for purpose, start in list(self._windows):
             if start < self._closed.get(purpose, start):
@@ -233,7 +232,13 @@ class Counts:
                     for subject in window.people:
                         budget.spend(start, subject, -budget.cost)
 
-    def _restore_window(self, purpose: str, start: int, key: bytes, value: bytes) -> None:
+    def _restore_window(self, purpose: str, start: int, shape: bytes, key: bytes, value: bytes | None) -> None:
+        if value is None or purpose not in self.rules:
+            return
+        if shape != self._shapes[purpose]:
+            # INVARIANT (fail closed): it was counted under another policy, and says something else.
+            self._strange.setdefault(purpose, []).append(key)
+            return
         window = self._windows.setdefault((purpose, start), _Window())
         window.keys.append(key)
         budget = self._budgets.get(purpose)
@@ -245,7 +250,9 @@ class Counts:
                 budget.spend(start, change.subject, budget.cost)
             window.add(*change)
 
-    def _restore_spent(self, purpose: str, day: int, key: bytes, value: bytes) -> None:
+    def _restore_spent(self, purpose: str, day: int, key: bytes, value: bytes | None) -> None:
+        if value is None or purpose not in self.rules:
+            return
         self._spent_keys.setdefault((purpose, day), []).append(key)
         if (budget := self._budgets.get(purpose)) is not None:
             for subject, cost in self._read(key, value, _spent):

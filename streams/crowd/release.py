@@ -35,7 +35,7 @@ class Released(NamedTuple):
 
     cells: dict[Cell, Part]
     suppressed_at_least: int
-    """how many cells are suppressed, rounded down to a multiple of k; 0 unless k people are in them, the largest aside"""
+    """how many cells are suppressed, rounded down to a multiple of k; 0 unless k people are in all but the largest"""
 
 
 def merged(parts: Iterable[Mapping[Cell, Part]]) -> dict[Cell, Part]:

@@ -187,7 +187,11 @@ class Rounds:
         yield from changed.items()
 
     def restore(self, records: Iterable[StateRecord]) -> None:
-        """Take all records of the state topic, in order. What purposes have left that are gone counts for nothing."""
+        """Take all records of the state topic, in order. What purposes have left that are gone counts for nothing.
+
+        Raises:
+            ValueError: one is not ours, or was made with another key.
+        """
         kept: dict[bytes, bytes] = {}
         for key, value in records:
             if value is None:
@@ -201,6 +205,8 @@ class Rounds:
                 self._watermarks[int(rest)] = _decode_progress(value).watermark
             elif kind == "partial":
                 answers.append(_decode_partial(self._sealed.open(value, key)))
+            elif kind not in ("asked", "over"):
+                raise ValueError("not a key of ours")
             elif rest in self.rules:
                 (self._asked if kind == "asked" else self._over_through)[rest] = int(value)
         for purpose, through in self._asked.items():

@@ -19,10 +19,11 @@ from streams.crowd import told_of
 from streams.crowd.counts import Counts, StateRecord
 from streams.crowd.rounds import Closed, Closing, Partial, Progress, Rounds, partials
 from streams.crowd.sealed import Sealed
+from streams.event import Reason, Record
 from streams.kafka.partitioner import partition_of
 from streams.kafka.port import Batch
 from streams.kafka.work import View, Work
-from streams.outcome import Contribution, Output
+from streams.outcome import Contribution, Coordinates, Output, QuarantineRecord, quarantined
 from streams.pipeline import still_allows
 from streams.plan import Plan, crowd_rules
 
@@ -38,7 +39,7 @@ class Counting:
 
     def __init__(self, plan: Plan) -> None:
         self.counts = Counts(crowd_rules(plan), plan.master)
-        self._sealed = Sealed(plan.master)
+        self._seal = Sealed(plan.master)
         self._skew = max(source.clock_skew for source in plan.sources)
         self._watermarks: dict[str, int] = {}
         self._told: list[int] | None = None
@@ -71,32 +72,35 @@ class Counting:
             closable = [rule.closable(watermark) for rule in self.counts.rules.values()]
             if closable != self._told:
                 self._told = closable
-                key = b"%d" % view.partition
-                told = self._sealed.close(_encode(Progress(view.partition, watermark)), key)
-                progress = _record(policy.topic("partials"), key, told)
+                said = Progress(view.partition, watermark)
+                progress = _sealed(self._seal, policy.topic("partials"), b"%d" % view.partition, said)
                 for partition in {partition_of(name.encode(), view.partitions) for name in self.counts.rules}:
                     sends[policy.topic("partials"), partition] = [progress]
         return Work(sends, {})
 
     def answer(self, batch: Batch, view: View) -> Work:
         """Return what this partition adds to windows that close: of those who allow it now."""
-        policy = view.plan.policy
-        sends: dict[tuple[str, int], list[Output]] = {}
+        work = Work({}, {})
         for record in batch.records:
-            closing = _decode_closing(record.value or b"")
-            if closing.purpose not in self.counts.rules:
-                continue  # Of a policy that was in force before.
-            state = list(self.counts.done(closing.purpose, closing.through))
-            sends.setdefault((policy.topic("counting"), view.partition), []).extend(
-                _record(policy.topic("counting"), key, value) for key, value in state
-            )
-            allows = still_allows(view.consents, closing.purpose, self._skew, view.now)
-            windows = self.counts.close(closing.purpose, closing.through, allows)
-            key = closing.purpose.encode()
-            place = policy.topic("partials"), partition_of(key, view.partitions)
-            for one in partials(closing.purpose, view.partition, closing.through, windows):
-                sends.setdefault(place, []).append(_record(place[0], key, self._sealed.close(_encode(one), key)))
-        return Work(sends, {})
+            try:
+                closing = _decode_closing(self._seal.open(record.value or b"", record.key or b""))
+            except ValueError:
+                _refuse(record, batch, view, work)
+                continue
+            if closing.purpose in self.counts.rules:  # Else it is of a policy that was in force before.
+                self._close(closing, view, work)
+        return work
+
+    def _close(self, closing: Closing, view: View, work: Work) -> None:
+        purpose, through = closing.purpose, closing.through
+        kept, said = view.plan.policy.topic("counting"), view.plan.policy.topic("partials")
+        state = [_record(kept, key, value) for key, value in self.counts.done(purpose, through)]
+        work.sends.setdefault((kept, view.partition), []).extend(state)
+        windows = self.counts.close(purpose, through, still_allows(view.consents, purpose, self._skew, view.now))
+        key = purpose.encode()
+        for one in partials(purpose, view.partition, through, windows):
+            place = said, partition_of(key, view.partitions)
+            work.sends.setdefault(place, []).append(_sealed(self._seal, said, key, one))
 
 
 class Collecting:
@@ -105,7 +109,7 @@ class Collecting:
     def __init__(self, plan: Plan, partition: int, partitions: int) -> None:
         mine = [rule for rule in crowd_rules(plan) if partition_of(rule.purpose.encode(), partitions) == partition]
         self.rounds = Rounds(mine, partitions, plan.master)
-        self._sealed = Sealed(plan.master)
+        self._seal = Sealed(plan.master)
 
     def restore(self, records: Iterable[StateRecord]) -> None:
         """See `State`."""
@@ -113,46 +117,59 @@ class Collecting:
 
     def work(self, batch: Batch, view: View) -> Work:
         """Return what is to be closed and what is told, from what partitions say."""
-        policy, plan = view.plan.policy, view.plan
-        sends: dict[tuple[str, int], list[Output]] = {}
-        tallies: Counter[tuple[str, ...]] = Counter()
+        policy = view.plan.policy
+        work = Work({}, {})
         closings: list[Closing] = []
         for record in batch.records:
-            said = _decode_answer(self._sealed.open(record.value or b"", record.key or b""))
+            try:
+                said = _decode_answer(self._seal.open(record.value or b"", record.key or b""))
+            except ValueError:
+                _refuse(record, batch, view, work)
+                continue
             if isinstance(said, Progress):
                 closings += self.rounds.progress(said, view.now)
                 continue
             for one in self.rounds.partial(said, view.now):
-                self._tell(plan, said.purpose, one, view.partitions, sends, tallies)
+                self._tell(said.purpose, one, view, work)
             closings += self.rounds.next_closings()
         for closing in closings:
-            order = _record(policy.topic("closings"), closing.purpose.encode(), _encode(closing))
+            order = _sealed(self._seal, policy.topic("closings"), closing.purpose.encode(), closing)
             for partition in range(view.partitions):
-                sends.setdefault((policy.topic("closings"), partition), []).append(order)
+                work.sends.setdefault((order.topic, partition), []).append(order)
         if state := [_record(policy.topic("rounds"), key, value) for key, value in self.rounds.take_changes()]:
-            sends[policy.topic("rounds"), view.partition] = state
-        return Work(sends, dict(tallies))
+            work.sends[policy.topic("rounds"), view.partition] = state
+        return work
 
-    def _tell(
-        self,
-        plan: Plan,
-        name: str,
-        closed: Closed,
-        partitions: int,
-        sends: dict[tuple[str, int], list[Output]],
-        tallies: Counter[tuple[str, ...]],
-    ) -> None:
-        purpose = plan.purposes[name]
+    def _tell(self, name: str, closed: Closed, view: View, work: Work) -> None:
+        purpose = view.plan.purposes[name]
         released = None if purpose.crowd is None else told_of(purpose.crowd, closed.cells)
         if closed.cells is None or released is None:
-            tallies["window", name, "dropped", ""] += 1
+            _tally(work, ("window", name, "dropped", ""), 1)
             return
-        tallies["window", name, "released", ""] += 1
-        tallies["cells", name, "told", ""] += len(released.cells)
-        tallies["cells", name, "suppressed", ""] += len(closed.cells) - len(released.cells)
-        for output in aggregates(plan, purpose, closed.window, released):
-            partition = partition_of(output.key or b"", partitions)
-            sends.setdefault((purpose.topic, partition), []).append(output)
+        _tally(work, ("window", name, "released", ""), 1)
+        _tally(work, ("cells", name, "told", ""), len(released.cells))
+        _tally(work, ("cells", name, "suppressed", ""), len(closed.cells) - len(released.cells))
+        for output in aggregates(view.plan, purpose, closed.window, released):
+            partition = partition_of(output.key or b"", view.partitions)
+            work.sends.setdefault((purpose.topic, partition), []).append(output)
+
+
+def _tally(work: Work, what: tuple[str, ...], count: int) -> None:
+    work.tallies[what] = work.tallies.get(what, 0) + count
+
+
+def _refuse(record: Record, batch: Batch, view: View, work: Work) -> None:
+    """Leave a record of what somebody else has written, and go on: nothing is lost by it."""
+    topic = view.plan.policy.topic("quarantine")
+    where = Coordinates(batch.topic, view.partition, record.offset)
+    key = "absent" if record.key is None else "present" if record.key else "empty"
+    quarantine = QuarantineRecord(where, Reason.NOT_OURS.value, view.plan.name, key, len(record.value or b""))
+    outputs = quarantined(topic, quarantine, Reason.NOT_OURS).outputs
+    work.sends.setdefault((topic, view.partition), []).extend(outputs)
+
+
+def _sealed(seal: Sealed, topic: str, key: bytes, said: Progress | Closing | Partial) -> Output:
+    return _record(topic, key, seal.close(_encode(said), key))
 
 
 def _record(topic: str, key: bytes, value: bytes | None) -> Output:

@@ -147,7 +147,14 @@ class Lane:
             found += [(record.key or b"", record.value) for record in records]
         if self._agent.state is not None:
             self._known = self._agent.state(self._plan, self.partition, self._partitions)
-            self._known.restore(found)
+            try:
+                self._known.restore(found)
+            except ValueError:
+                # INVARIANT (fail closed): nothing is counted on top of what is not known. The error quotes records.
+                raise PortError(
+                    f"{self._state_topic}: the state cannot be read; it was made with another key, or somebody else "
+                    "writes there"
+                ) from None
 
     async def _work(self) -> None:
         reading: asyncio.Task[list[Batch]] | None = None
@@ -305,8 +312,11 @@ class Lane:
         where = Coordinates(gone.topic, self.partition, gone.position)
         record = QuarantineRecord(where, reason.value, self._plan.name, "absent", 0, to_offset=on)
         kind, outputs, *_ = quarantined(topic, record, reason)
-        source = next(source for source in self._plan.sources if gone.topic in (source.topic, source.raw_topic))
-        passed: dict[tuple[str, ...], int] = {(kind, source.name, "", reason): on - gone.position}
+        passed: dict[tuple[str, ...], int] = {
+            (kind, source.name, "", reason): on - gone.position
+            for source in self._plan.sources
+            if gone.topic in (source.topic, source.raw_topic)
+        }
         await self._commit(Work({(topic, self.partition): list(outputs)}, passed), {gone.topic: on})
         await self._within(self._port.seek({gone.topic: on}))
 
