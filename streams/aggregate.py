@@ -1,5 +1,8 @@
 """What is told of a crowd: one record for each cell of a window, and one that says that the window is complete."""
 
+import csv
+import io
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -11,7 +14,7 @@ from streams.event import iso
 from streams.outcome import Output
 from streams.plan import Plan, PurposePlan
 
-__all__ = ["Aggregate", "Complete", "aggregates"]
+__all__ = ["Aggregate", "Complete", "aggregates", "table"]
 
 _encode = msgspec.json.Encoder().encode
 
@@ -66,6 +69,9 @@ class Complete(msgspec.Struct, rename={"stamp": "_celosia"}):
     stamp: AggregateStamp
 
 
+_decode = msgspec.json.Decoder(Aggregate).decode
+
+
 def aggregates(plan: Plan, purpose: PurposePlan, window: int, released: Released) -> list[Output]:
     """Return what is published of a window that begins at `window` (ms). A cell's key is its values as JSON."""
     rule = purpose.crowd
@@ -91,6 +97,31 @@ def aggregates(plan: Plan, purpose: PurposePlan, window: int, released: Released
     complete = Complete(span, len(released.cells), released.suppressed_at_least, stamp)
     outputs.append(Output(purpose.topic, None, _encode(complete), headers, at))
     return outputs
+
+
+def table(purpose: PurposePlan, outputs: Iterable[Output]) -> Iterator[bytes]:
+    """Yield cells as rows of CSV (RFC 4180) in UTF-8, without line ends. The last record of a window is left out.
+
+    The first row names the columns: from, to, the fields in `by`, people, at_least, events, and `sum` and `mean` of
+    each sum. A value that is no text is written as in JSON.
+    """
+    rule = purpose.crowd
+    if rule is None:
+        raise ValueError(f"{purpose.name} counts no crowds")
+    numbers = [f"{kind} {one.path}" for one in rule.sums for kind in ("sum", "mean")]
+    yield _csv(["from", "to", *rule.by, "people", "at_least", "events", *numbers])
+    for output in outputs:
+        if output.key is not None:
+            told = _decode(output.value)
+            values = [value if type(value) is str else _encode(value).decode() for value in told.cell.values()]
+            sums = [number for path in told.sums.values() for number in (path.sum, path.mean)]
+            yield _csv([told.window.begin, told.window.end, *values, told.people, told.at_least, told.events, *sums])
+
+
+def _csv(row: list[Any]) -> bytes:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(row)
+    return line.getvalue().encode()
 
 
 def _summed(total: int, part: Part) -> Summed:

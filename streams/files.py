@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from streams.aggregate import aggregates
+from streams.aggregate import aggregates, table
 from streams.categories import closest
 from streams.consent import Consents
 from streams.crowd import told_of
@@ -111,13 +111,18 @@ class Summary:
         }
 
 
-def output_names(plan: Plan) -> dict[str, str]:
+def output_names(plan: Plan, *, csv: bool = False) -> dict[str, str]:
     """Return the file name of each topic that a filter run writes: `<topic>.ndjson`, and `quarantine.ndjson`.
+
+    With `csv` the cells of crowds are written as tables, to `<topic>.csv`.
 
     Raises:
         SettingsError: two topics would have one file.
     """
-    names = {purpose.topic: f"{purpose.topic}.ndjson" for purpose in plan.purposes.values()}
+    names = {
+        purpose.topic: f"{purpose.topic}.{'csv' if csv and purpose.crowd is not None else 'ndjson'}"
+        for purpose in plan.purposes.values()
+    }
     names[plan.policy.topic("quarantine")] = "quarantine.ndjson"
     # Some file systems take `A` and `a` for one name.
     for name, times in Counter(name.casefold() for name in names.values()).items():
@@ -127,9 +132,16 @@ def output_names(plan: Plan) -> dict[str, str]:
 
 
 def filter_lines(
-    plan: Plan, place: Place, consents: Consents, lines: Iterable[Line], files: "OutputFiles", clock: Callable[[], int]
+    plan: Plan,
+    place: Place,
+    consents: Consents,
+    lines: Iterable[Line],
+    files: "OutputFiles",
+    clock: Callable[[], int],
+    *,
+    csv: bool = False,
 ) -> Summary:
-    """Put each line through `process` and write what comes out.
+    """Put each line through `process` and write what comes out; with `csv` the cells of crowds as tables.
 
     The clock (ms) is asked for each line: a consent that runs out while a long input is read has run out.
     """
@@ -151,10 +163,12 @@ def filter_lines(
         for part in outcome.crowd:
             summary.crowds[part.purpose][counts.add(*part)] += 1
     now = clock()
-    for purpose in counts.rules:
-        for output in _told(plan, purpose, counts, consents, place.source.clock_skew, now, summary):
-            files.write(output.topic, output.value)
-            summary.outputs[output.topic] += 1
+    for name in counts.rules:
+        purpose = plan.purposes[name]
+        told = list(_told(plan, name, counts, consents, place.source.clock_skew, now, summary))
+        summary.outputs[purpose.topic] += len(told)
+        for row in table(purpose, told) if csv else (output.value for output in told):
+            files.write(purpose.topic, row)
     return summary
 
 

@@ -134,6 +134,7 @@ def explain(
 @key_file_option
 @_source
 @click.option("--now", metavar="TIME", callback=_moment, help="Decide as of this time (RFC 3339); now, unless given.")
+@click.option("--csv", is_flag=True, help="Write the cells of crowd purposes as tables, not as JSON.")
 @click.option("--force", is_flag=True, help="Replace files that are there.")
 def filter_(policy: Path, consents: Path, events: Path, out: Path, **options: Any) -> None:
     """Filter events from a file into one file for each topic.
@@ -151,7 +152,7 @@ def filter_(policy: Path, consents: Path, events: Path, out: Path, **options: An
     checked = load_policy(policy)
     plan = compile_plan(checked, installation_key(options["key_file"]), str(policy))
     place = file_place(plan, choose_source(plan, options["source"]))
-    names = output_names(plan)
+    names = output_names(plan, csv=options["csv"])
     folded = read_consents(consents)
     if folded.blocked_by is not None:
         message = (
@@ -166,7 +167,7 @@ def filter_(policy: Path, consents: Path, events: Path, out: Path, **options: An
         _progress(events, position) as watched,
     ):
         lines = watched(read_lines(stream, str(events)))
-        summary = filter_lines(plan, place, folded.consents, lines, files, clock)
+        summary = filter_lines(plan, place, folded.consents, lines, files, clock, csv=options["csv"])
     counts = {"policy": plan.name, "source": place.source.name, **summary.as_dict(), "consents": folded.as_dict()}
     click.echo(json.dumps(counts, indent=2))
 

@@ -219,17 +219,17 @@ class Counts:
                 case [name, b"spent", day, number]:
                     self._number = max(self._number, int(number))
                     self._restore_spent(name.decode(), int(day), key, value)
-                case [name, start, number, shape]:
+                case [name, window, number, shape]:
                     self._number = max(self._number, int(number))
-                    self._restore_window(name.decode(), int(start), shape, key, value)
+                    self._restore_window(name.decode(), int(window), shape, key, value)
                 case _:
                     raise ValueError("not a key of ours")
         # Compaction may not have come yet: what was closed is still there, with its tombstones behind it.
         for purpose, start in list(self._windows):
             if start < self._closed.get(purpose, start):
-                window = self._windows.pop((purpose, start))
+                gone = self._windows.pop((purpose, start))
                 if (budget := self._budgets.get(purpose)) is not None:
-                    for subject in window.people:
+                    for subject in gone.people:
                         budget.spend(start, subject, -budget.cost)
 
     def _restore_window(self, purpose: str, start: int, shape: bytes, key: bytes, value: bytes | None) -> None:
