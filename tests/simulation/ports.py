@@ -135,9 +135,7 @@ class SimConsents:
 class SimLane:
     """Reads and writes for one lane (a `LanePort`), as aiokafka does it with a producer that commits once."""
 
-    def __init__(
-        self, ports: SimPorts, name: str, number: int, topics: list[str], state: str | None = None
-    ) -> None:
+    def __init__(self, ports: SimPorts, name: str, number: int, topics: list[str], state: str | None = None) -> None:
         self.state = state
         self.ports = ports
         self.broker = ports.broker
@@ -156,7 +154,6 @@ class SimLane:
         self._added: set[Partition] = set()
         self._open = False
         self._batches: list[asyncio.Task[int]] = []
-        self._seen: dict[str, int] = {}
 
     def transactional_id(self) -> str:
         """Static, so that whoever owns the partition next fences whoever had it before."""
@@ -198,7 +195,6 @@ class SimLane:
         for topic, offset in offsets.items():
             start = await self.first_offset(topic) if offset is None else offset
             self._reader.seek(self._partitions[topic], start)
-            self._seen[topic] = start
 
     async def first_offset(self, topic: str) -> int:
         """See the port."""
@@ -220,7 +216,15 @@ class SimLane:
 
     def lag(self) -> dict[str, int]:
         """See the port."""
-        return dict.fromkeys(self._seen, 0)
+        reader = self._reader
+        if reader is None:
+            return {}
+        positions = {topic: reader.end(partition) or 0 for topic, partition in self._partitions.items()}
+        return {
+            topic: max(0, reader.seen[partition] - positions[topic])
+            for topic, partition in self._partitions.items()
+            if partition in reader.seen
+        }
 
     # --- the gate ----------------------------------------------------------------------------------------------------
 
