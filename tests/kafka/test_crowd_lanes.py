@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
+from typing import Any
 
 import pytest
 
@@ -116,7 +117,7 @@ class Hall:
         """The windows that are said to be complete, in order."""
         return sorted(said["window"]["from"] for said in self._outputs() if "cell" not in said)
 
-    def _outputs(self) -> list[dict[str, dict[str, dict[str, int]]]]:
+    def _outputs(self) -> list[dict[str, Any]]:
         entries = [entry for partition in range(PARTITIONS) for entry in self.broker.read("out", partition)]
         return [json.loads(entry.value or b"") for entry in entries]
 
