@@ -9,8 +9,9 @@ from zlib import crc32
 
 import msgspec
 
+from streams.crowd import told_of
 from streams.crowd.counts import Added, Cell, Counts, Part
-from streams.crowd.release import Released, release
+from streams.crowd.release import Released
 from streams.crowd.rounds import Closed, Closing, Partial, Progress, Rounds, partials
 from streams.crowd.rule import CrowdRule
 from streams.keys import MasterKey
@@ -41,6 +42,7 @@ class Deployment:
         self.released: dict[int, Released] = {}
         self._logs: list[Log] = [[] for _ in range(partitions)]
         self._log: Log = []
+        self._clock = 0
         self._start()
 
     def _start(self) -> None:
@@ -66,9 +68,10 @@ class Deployment:
         return added
 
     def pass_time(self, watermark: int) -> None:
-        """Let all partitions have read everything up to a time, one after the other, and tell what is to be told."""
+        """Let it be a time, and all partitions have read everything up to it; tell what is to be told."""
+        self._clock = max(self._clock, watermark)
         for partition in range(self._partitions):
-            closings = list(self._rounds.progress(Progress(partition, watermark)))
+            closings = list(self._rounds.progress(Progress(partition, watermark), self._clock))
             self._log += self._rounds.take_changes()
             for closing in closings:
                 self._round(closing)
@@ -76,7 +79,7 @@ class Deployment:
     def _round(self, closing: Closing) -> None:
         for partition in range(self._partitions):
             for answer in self._answers(partition, closing):
-                for over in self._rounds.partial(answer):
+                for over in self._rounds.partial(answer, self._clock):
                     self._tell(over)
                 self._log += self._rounds.take_changes()
         for later in list(self._rounds.next_closings()):
@@ -94,8 +97,9 @@ class Deployment:
     def _tell(self, over: Closed) -> None:
         assert over.window not in self.closed, f"window {over.window} is told a second time"
         self.closed[over.window] = over.cells
-        if over.cells is not None:
-            self.released[over.window] = release(self.rule, over.cells)
+        released = told_of(self.rule, over.cells)
+        if released is not None:
+            self.released[over.window] = released
 
 
 def told(deployment: Deployment) -> dict[int, bytes]:

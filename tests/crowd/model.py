@@ -35,6 +35,7 @@ class Partition:
     def __init__(self, rule: CrowdRule) -> None:
         self.rule = rule
         self.events: list[Event] = []
+        self.full: set[int] = set()
         self.closed: int | None = None
 
     def copy(self) -> "Partition":
@@ -56,26 +57,30 @@ class Partition:
         start = self.start(event.recorded)
         if self.closed is not None and start <= self.closed:
             return "late"
+        if start in self.full:
+            return "window_is_full"
         others = self.of(start)
         mine = {other.cell for other in others if other.person == event.person}
         if event.cell not in mine and len(mine) == self.rule.most_per_person:
             return "person_is_full"
         cells = {other.cell for other in others}
         if event.cell not in cells and len(cells) == self.rule.most_cells:
+            self.events = [other for other in self.events if self.start(other.recorded) != start]
+            self.full.add(start)
             return "window_is_full"
         self.events.append(event)
         return "counted"
 
     def open(self) -> list[int]:
-        """Return the windows that something was counted in, and that are not closed."""
-        starts = {self.start(event.recorded) for event in self.events}
+        """Return the windows that something was counted in or that are full, and that are not closed."""
+        starts = {self.start(event.recorded) for event in self.events} | self.full
         return sorted(start for start in starts if self.closed is None or start > self.closed)
 
-    def close(self, through: int, since: Since) -> list[tuple[int, dict[bytes, Told]]]:
-        """Close the windows up to one, and return them with what they come to."""
+    def close(self, through: int, since: Since) -> list[tuple[int, dict[bytes, Told] | None]]:
+        """Close the windows up to one, and return them with what they come to; None for a full one."""
         ready = [start for start in self.open() if start <= through]
         self.closed = through if self.closed is None else max(self.closed, through)
-        return [(start, self._told(self.of(start), since)) for start in ready]
+        return [(start, None if start in self.full else self._told(self.of(start), since)) for start in ready]
 
     def _told(self, events: list[Event], since: Since) -> dict[bytes, Told]:
         people = {event.person for event in events}

@@ -315,18 +315,37 @@ def test_no_small_cell_is_the_difference_of_a_total_over_two_of_three_fields() -
     assert missing == 0 or missing >= K or not released.cells, f"of {sum(in_uk.values())} in UK, {missing} is missing"
 
 
-def test_withdrawal_leaves_nothing_though_the_window_was_full() -> None:
-    rule = CrowdRule("stock", K, window=WINDOW, late=0, by=("item",), most_cells=1)
-    outputs = []
-    for with_target in (True, False):
-        deployment = Deployment(rule, partitions=1)
-        crowd = [f"person{number}" for number in range(2 * K)]
-        deployment.since = dict.fromkeys(["target", *crowd], 0)
-        if with_target:
-            deployment.send("target", cell_of("rarity"), [], 1)
-        for person in crowd:
-            deployment.send(person, cell_of("lamps"), [], 2)
+def with_a_rarity(most_cells: int, place: int | None, withdrawn: bool) -> Deployment:
+    """Play two windows of a crowd with lamps; in the first, the target comes with a rarity before so many others."""
+    rule = CrowdRule("stock", K, window=WINDOW, late=0, by=("item",), most_cells=most_cells)
+    deployment = Deployment(rule, partitions=1)
+    crowd = [f"person{number}" for number in range(2 * K)]
+    deployment.since = dict.fromkeys(["target", *crowd], 0)
+    sends = [(person, cell_of("lamps"), at) for at in (2, WINDOW) for person in crowd]
+    if place is not None:
+        sends.insert(place, ("target", cell_of("rarity"), 1))
+    for person, cell, at in sends:
+        deployment.send(person, cell, [], at)
+        deployment.restart()
+    if withdrawn:
         del deployment.since["target"]
-        deployment.pass_time(WINDOW)
-        outputs.append({window: len(one.cells) for window, one in deployment.released.items()})
-    assert outputs[0] == outputs[1]
+    deployment.pass_time(2 * WINDOW)
+    return deployment
+
+
+@pytest.mark.parametrize("place", [0, K, 2 * K])
+def test_a_full_window_tells_neither_which_cells_came_first_nor_who_has_withdrawn(place: int) -> None:
+    absent = with_a_rarity(1, None, withdrawn=False)
+    for withdrawn in (True, False):
+        full = with_a_rarity(1, place, withdrawn)
+        # What one person can do is to fill it; a withdrawal does not take that back, and shows in nothing.
+        assert full.closed[0] is None
+        assert told(full) == {WINDOW: told(absent)[WINDOW]}
+
+
+@pytest.mark.parametrize("place", [0, K, 2 * K])
+def test_withdrawal_leaves_nothing_though_the_window_had_all_cells_that_it_may(place: int) -> None:
+    there, absent = (told(with_a_rarity(2, at, withdrawn=True)) for at in (place, None))
+    assert there == absent
+    assert set(there) == {0, WINDOW}
+    assert told(with_a_rarity(2, place, withdrawn=False)) != absent

@@ -3,14 +3,16 @@
 import json
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import event, example, given, settings
+from hypothesis import assume, event, example, given, settings
 from hypothesis import strategies as st
 
+from streams.crowd import told_of
 from streams.crowd.counts import Cell, Part
 from streams.crowd.release import guarded, merged, release
 from streams.crowd.rounds import Partial, Rounds, partials
@@ -109,6 +111,20 @@ def test_what_is_said_of_missing_cells_is_a_multiple_of_k_and_never_too_much(of:
     assert missing - K < said.suppressed_at_least <= missing
 
 
+@given(of_any_fields(), st.integers(1, 20))
+def test_of_the_cells_that_may_be_told_only_the_largest_are(of: tuple[int, dict[Cell, int]], top: int) -> None:
+    fields, people = of
+    may = release(rule(fields), parts(people))
+    said = told_of(replace(rule(fields), top=top), parts(people))
+    assert said is not None
+    assert said.cells == {cell: part for cell, part in may.cells.items() if cell in said.cells}
+    assert len(said.cells) == min(top, len(may.cells))
+    assert list(said.cells) == sorted(said.cells)
+    left = [people[cell] for cell in may.cells if cell not in said.cells]
+    assert all(part.people >= max(left, default=0) for part in said.cells.values())
+    assert said.suppressed_at_least == may.suppressed_at_least
+
+
 def test_true_and_one_and_one_point_zero_and_its_text_are_different_cells() -> None:
     people = {cell_of(value): count for value, count in ((True, 10), (1, 20), (1.0, 30), ("1", 40))}
     assert len(people) == 4
@@ -129,6 +145,7 @@ def test_cells_come_through_partials_and_state_as_they_are(
     of: tuple[int, dict[Cell, int]], data: st.DataObject
 ) -> None:
     fields, people = of
+    assume(people)
     halves = [data.draw(st.integers(0, count)) for count in people.values()]
     mine = {cell: Part(half, half, []) for (cell, _), half in zip(people.items(), halves, strict=True) if half}
     rest = {
@@ -145,4 +162,4 @@ def test_cells_come_through_partials_and_state_as_they_are(
     )
     written = [msgspec.json.encode(one) for one in partials("stock", 0, 0, [(0, mine), (0, rest)])]
     over = [closed for one in written for closed in rounds.partial(msgspec.json.decode(one, type=Partial))]
-    assert [closed.cells for closed in over] == ([merged(iter([mine, rest]))] if people else [])
+    assert [closed.cells for closed in over] == [merged(iter([mine, rest]))]

@@ -1,16 +1,20 @@
-"""Real purchases, country by day: what is counted and told is what pandas comes to.
+"""Real purchases, country by day: what is counted and told is what SQL comes to.
 
-The pandas side shares nothing with the program but the data: it groups, counts distinct customers, and finds the cells
+The SQL side shares nothing with the program but the data: it groups, counts distinct customers, and finds the cells
 that the guard takes by a running sum over the sorted cells of a day.
 """
 
+import csv
 import gzip
+import io
 import json
 import os
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
-import pandas as pd
 import pytest
 
 from streams.crowd.rule import UNIT, CrowdRule, Sum
@@ -22,7 +26,6 @@ DATA = Path(os.environ.get("CELOSIA_DATA") or ROOT.parent / "shared" / "data")
 SOURCE = DATA / "retail" / "online_retail.dev.csv.gz"
 HOUR, DAY = 3_600_000, 86_400_000
 K = 5
-MOST_QUANTITY, MOST_PRICE = 500, 25
 Cells = dict[tuple[int, str], tuple[int, int, int, int]]
 """By day (ms) and country: customers, purchases, and their quantities and prices in millionths."""
 
@@ -32,87 +35,97 @@ RULE = CrowdRule(
     window=DAY,
     late=HOUR,
     by=("country",),
-    sums=(Sum("quantity", 0, MOST_QUANTITY * UNIT), Sum("unit_price", -UNIT, MOST_PRICE * UNIT)),
-    # In this data nobody buys in two countries in a day; pandas does not know of the bound, and would show it.
+    sums=(Sum("quantity", 0, 500 * UNIT), Sum("unit_price", -UNIT, 25 * UNIT)),
+    # In this data nobody buys in two countries in a day; SQL does not know of the bound, and would show it.
     most_per_person=1,
 )
 
-
-def of_the_package() -> pd.DataFrame:
-    """Return the purchases of the two days in the package that have a customer, as they came."""
-    events = [json.loads(line) for line in gzip.decompress(SAMPLE.read_bytes()).splitlines()]
-    purchases = pd.DataFrame(
-        {
-            "customer": [event["customer"] for event in events],
-            "country": [event["country"] for event in events],
-            "at": pd.to_datetime([event["occurred_at"] for event in events], utc=True),
-            "quantity": [event["item"]["quantity"] for event in events],
-            "price": [event["item"]["unit_price"] for event in events],
-        }
+COUNTED = """
+    CREATE TABLE cells AS
+    WITH of_each AS (
+        SELECT CAST(strftime('%s', date(at)) AS INTEGER) * 1000 AS day, country, customer, COUNT(*) AS events,
+               MIN(MAX(SUM(quantity), 0), 500) * 1000000 AS quantity,
+               MIN(MAX(SUM(CAST(ROUND(price * 1000000) AS INTEGER)), -1000000), 25000000) AS price
+        FROM purchases GROUP BY day, country, customer
     )
-    return purchases.dropna(subset=["customer"])
+    SELECT day, country, COUNT(DISTINCT customer) AS people, SUM(events) AS events, SUM(quantity) AS quantity,
+           SUM(price) AS price
+    FROM of_each GROUP BY day, country
+"""
+GUARDED = """
+    CREATE TABLE guarded AS
+    WITH sorted AS (
+        SELECT *, MIN(people) OVER (PARTITION BY day) AS smallest,
+               ROW_NUMBER() OVER before AS place, SUM(people) OVER before - people AS gone_before
+        FROM cells WINDOW before AS (PARTITION BY day ORDER BY people, country ROWS UNBOUNDED PRECEDING)
+    )
+    -- A cell is missing if it is small, or if those before it are too few cells or too few people to hide each other.
+    SELECT *, people >= 5 AND (smallest >= 5 OR (place > 2 AND gone_before >= 5)) AS told FROM sorted
+"""
+# Of the cells that are missing, the largest aside: are they of too few people, nothing is said.
+SAID = """
+    SELECT day, CASE WHEN TOTAL(people) FILTER (WHERE NOT told) - MAX(people) FILTER (WHERE NOT told) >= 5
+                     THEN COUNT(*) FILTER (WHERE NOT told) / 5 * 5 ELSE 0 END
+    FROM guarded GROUP BY day
+"""
+EVERYTHING = "SELECT day, country, people, events, quantity, price FROM guarded"
+THRESHOLD = EVERYTHING + " WHERE people >= 5"
+TOLD = EVERYTHING + " WHERE told"
 
 
-def of_the_shop() -> pd.DataFrame:
-    """Return all purchases that have a customer, as they came."""
+class Purchase(NamedTuple):
+    """A line of an invoice that has a customer, as it came; `at` is ISO 8601, in UTC."""
+
+    customer: str
+    country: str
+    at: str
+    quantity: int
+    price: float
+
+
+def of_the_package() -> Iterator[Purchase]:
+    """Yield the purchases of the two days in the package."""
+    for line in gzip.decompress(SAMPLE.read_bytes()).splitlines():
+        event = json.loads(line)
+        if event["customer"]:
+            item = event["item"]
+            yield Purchase(
+                event["customer"], event["country"], event["occurred_at"], item["quantity"], item["unit_price"]
+            )
+
+
+def of_the_shop() -> Iterator[Purchase]:
+    """Yield all purchases."""
     if not SOURCE.exists():
         pytest.skip(f"no {SOURCE.name}: CELOSIA_DATA names the folder it is in")
-    lines = pd.read_csv(SOURCE, dtype={"CustomerID": str}, parse_dates=["InvoiceDate"])
-    purchases = pd.DataFrame(
-        {
-            "customer": lines["CustomerID"],
-            "country": lines["Country"],
-            "at": lines["InvoiceDate"].dt.tz_localize("UTC"),
-            "quantity": lines["Quantity"],
-            "price": lines["UnitPrice"],
-        }
-    )
-    return purchases.dropna(subset=["customer"])
+    for line in csv.DictReader(io.StringIO(gzip.decompress(SOURCE.read_bytes()).decode(), newline="")):
+        if line["CustomerID"]:
+            quantity, price = int(line["Quantity"]), float(line["UnitPrice"])
+            yield Purchase(line["CustomerID"], line["Country"], line["InvoiceDate"], quantity, price)
 
 
-def by_pandas(purchases: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each day and country: customers, events, quantity and price in millionths."""
-    millionths = purchases.assign(
-        day=purchases["at"].dt.normalize(),
-        quantity=purchases["quantity"] * UNIT,
-        price=(purchases["price"] * UNIT).round().astype("int64"),
-    )
-    of_each = millionths.groupby(["day", "country", "customer"], as_index=False).agg(
-        events=("quantity", "size"), quantity=("quantity", "sum"), price=("price", "sum")
-    )
-    of_each["quantity"] = of_each["quantity"].clip(0, MOST_QUANTITY * UNIT)
-    of_each["price"] = of_each["price"].clip(-UNIT, MOST_PRICE * UNIT)
-    return of_each.groupby(["day", "country"], as_index=False).agg(
-        people=("customer", "nunique"), events=("events", "sum"), quantity=("quantity", "sum"), price=("price", "sum")
-    )
+def by_sql(purchases: list[Purchase]) -> sqlite3.Connection:
+    """Return a database with the cells of each day, and what of them is told where somebody knows totals of days."""
+    database = sqlite3.connect(":memory:")
+    database.execute("CREATE TABLE purchases (customer TEXT, country TEXT, at TEXT, quantity INTEGER, price REAL)")
+    database.executemany("INSERT INTO purchases VALUES (?, ?, ?, ?, ?)", purchases)
+    database.execute(COUNTED)
+    database.execute(GUARDED)
+    return database
 
 
-def guarded_by_pandas(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that are told when days are totals that somebody knows: the smallest cells are missing."""
-    order = cells.sort_values(["day", "people", "country"])
-    days = order.groupby("day")
-    place, gone_before = days.cumcount(), days["people"].cumsum() - order["people"]
-    small = (order["people"] < K).groupby(order["day"]).transform("any")
-    # A cell is missing if it is small, or if those before it are too few cells or too few people to hide each other.
-    return order[(order["people"] >= K) & ~(small & ((place < 2) | (gone_before < K)))]
+def as_cells(rows: sqlite3.Cursor) -> Cells:
+    return {(day, country): (people, *rest) for day, country, people, *rest in rows}
 
 
-def as_cells(rows: pd.DataFrame) -> Cells:
-    days = (rows["day"] - pd.Timestamp(0, tz="UTC")) // pd.Timedelta(milliseconds=1)
-    columns = (rows[name] for name in ("people", "events", "quantity", "price"))
-    told = zip(*(map(int, column) for column in columns), strict=True)
-    return dict(zip(zip(map(int, days), rows["country"], strict=True), told, strict=True))
-
-
-def play(purchases: pd.DataFrame) -> Deployment:
+def play(purchases: list[Purchase]) -> Deployment:
     """Send all purchases through a deployment of three partitions, and restart it now and then."""
     deployment = Deployment(RULE, partitions=3)
-    deployment.since = dict.fromkeys(purchases["customer"], 0)
-    times = ((purchases["at"] - pd.Timestamp(0, tz="UTC")) // pd.Timedelta(milliseconds=1)).tolist()
-    columns = (purchases[name].tolist() for name in ("customer", "country", "quantity", "price"))
-    hour = times[0] // HOUR
-    for at, customer, country, quantity, price in zip(times, *columns, strict=True):
-        # Time passes at night and at weekends too: a step of more than `hold` would drop what was before it.
+    deployment.since = dict.fromkeys((purchase.customer for purchase in purchases), 0)
+    hour = _ms(purchases[0].at) // HOUR
+    for customer, country, time, quantity, price in purchases:
+        at = _ms(time)
+        # Time passes at night and at weekends too.
         while hour < at // HOUR:
             hour += 1
             deployment.pass_time(hour * HOUR)
@@ -124,30 +137,33 @@ def play(purchases: pd.DataFrame) -> Deployment:
     return deployment
 
 
+def _ms(time: str) -> int:
+    return int(datetime.fromisoformat(time).replace(tzinfo=UTC).timestamp() * 1000)
+
+
 @pytest.mark.parametrize("purchases_of", [of_the_package, of_the_shop])
-def test_country_by_day_is_what_pandas_comes_to(purchases_of: Callable[[], pd.DataFrame]) -> None:
-    purchases = purchases_of()
-    deployment, cells = play(purchases), by_pandas(purchases)
-    assert len(deployment.closed) == len(deployment.released) == cells["day"].nunique()
+def test_country_by_day_is_what_sql_comes_to(purchases_of: Callable[[], Iterator[Purchase]]) -> None:
+    purchases = list(purchases_of())
+    deployment, sql = play(purchases), by_sql(purchases)
+    (days,) = sql.execute("SELECT COUNT(DISTINCT date(at)) FROM purchases").fetchone()
+    assert len(deployment.closed) == len(deployment.released) == days
 
     everything = {
         (window, json.loads(cell)[0]): (part.people, part.events, *part.sums)
         for window, parts in deployment.closed.items()
         for cell, part in (parts or {}).items()
     }
-    assert everything == as_cells(cells)
+    assert everything == as_cells(sql.execute(EVERYTHING))
     threshold = {at: told for at, told in everything.items() if told[0] >= K}
-    assert threshold == as_cells(cells[cells["people"] >= K])
+    assert threshold == as_cells(sql.execute(THRESHOLD))
 
     told = {
         (window, json.loads(cell)[0]): (part.people, part.events, *part.sums)
         for window, released in deployment.released.items()
         for cell, part in released.cells.items()
     }
-    assert told == as_cells(guarded_by_pandas(cells))
+    assert told == as_cells(sql.execute(TOLD))
     assert 0 < len(told) < len(threshold) < len(everything), "the guard had something to do"
-    missing = cells.groupby("day").size() - guarded_by_pandas(cells).groupby("day").size().reindex(
-        cells["day"].unique(), fill_value=0
-    )
-    said = [released.suppressed_at_least for _, released in sorted(deployment.released.items())]
-    assert said == [count // K * K for count in missing.sort_index()]
+    said = {window: released.suppressed_at_least for window, released in deployment.released.items()}
+    assert said == dict(sql.execute(SAID).fetchall())
+    sql.close()

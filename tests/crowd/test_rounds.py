@@ -5,12 +5,12 @@ from itertools import permutations
 
 import msgspec
 import pytest
-from hypothesis import settings
+from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from streams.crowd.counts import Cell, Part
-from streams.crowd.rounds import Closed, Closing, Partial, Progress, Rounds
+from streams.crowd.rounds import Closed, Closing, Partial, Progress, Rounds, partials
 from streams.crowd.rule import CrowdRule
 from streams.keys import MasterKey
 from tests.crowd.deployment import cell_of
@@ -19,8 +19,8 @@ from tests.crowd.logs import Log, compacted
 CELLS = [cell_of("UK"), cell_of("DE"), cell_of('a "quoted", [place]\n')]
 MASTER = MasterKey(bytes(32))
 PURPOSES = {
-    "stock": CrowdRule("stock", 5, window=10, late=5, by=("place",), hold=40),
-    "trend": CrowdRule("trend", 5, window=20, late=0, by=("place",), hold=1_000_000),
+    "stock": CrowdRule("stock", 5, window=10, late=5, by=("place",), most_cells=2, hold=40),
+    "trend": CrowdRule("trend", 5, window=20, late=0, by=("place",), most_cells=1, hold=1_000_000),
 }
 Told = dict[str, Part]
 
@@ -37,12 +37,12 @@ class Lane:
         """what it has written and stage two has not read"""
 
     def answer(self, closing: Closing) -> None:
-        """Write what the windows come to, a record for each cell, and then that this was all."""
+        """Write what the windows come to, a record for each cell or for a full window, and then that this was all."""
         number = 0
         for (purpose, window), cells in sorted(self.windows.items()):
             if purpose == closing.purpose and self.closed[purpose] < window <= closing.through:
-                for cell, people in cells.items():
-                    chunk = {cell.decode(): Part(people, people, [])}
+                chunks: list[Told | None] = [{cell.decode(): Part(many, many, [])} for cell, many in cells.items()]
+                for chunk in chunks if len(cells) <= PURPOSES[purpose].most_cells else [None]:
                     self.queue.append(Partial(purpose, self.partition, closing.through, number, window, chunk, False))
                     number += 1
         self.closed[closing.purpose] = closing.through
@@ -58,25 +58,29 @@ class StageTwo(RuleBasedStateMachine):
         self.log: Log = []
         self.read: list[Progress | Partial] = []
         self.passed: dict[int, int] = {}
+        self.clock = 0
         self.asked: dict[str, int] = {}
         self.answered: dict[str, set[int]] = {name: set(range(partitions)) for name in PURPOSES}
-        self.over: dict[tuple[str, int], Told | None] = {}
+        self.over: set[tuple[str, int]] = set()
         self.restart()
 
     def restart(self) -> None:
         self.rounds = Rounds(list(PURPOSES.values()), len(self.lanes), MASTER)
         self.rounds.restore(iter(self.log))
+        self.since: list[tuple[int, int]] = []
+        """each time of the clock at which it has heard that a lane is further, and how far; a restart forgets it"""
 
     def transaction(self, record: Progress | Partial) -> None:
         """Take a record, and commit what it changed together with what it led to."""
         over: list[Closed] = []
         closings: list[Closing] = []
         if isinstance(record, Progress):
-            closings += self.rounds.progress(record)
-            before = self.passed.get(record.partition, record.watermark)
-            self.passed[record.partition] = max(before, record.watermark)
+            closings += self.rounds.progress(record, self.clock)
+            if record.watermark > self.passed.get(record.partition, -1_000):
+                self.passed[record.partition] = record.watermark
+                self.since.append((self.clock, record.watermark))
         else:
-            over += self.rounds.partial(record)
+            over += self.rounds.partial(record, self.clock)
             # Not only after a window: a round may end without one, and more may have become closable meanwhile.
             closings += self.rounds.next_closings()
             if record.last and record.through == self.asked[record.purpose]:
@@ -103,13 +107,20 @@ class StageTwo(RuleBasedStateMachine):
         """Check a window that is over against what all lanes hold of it."""
         assert (purpose, closed.window) not in self.over, "a window was told a second time"
         rule = PURPOSES[purpose]
-        assert min(self.passed.values()) >= closed.window + rule.window + rule.late
+        closes = closed.window + rule.window + rule.late
+        assert min(self.passed.values()) >= closes
         assert len(self.answered[purpose]) == len(self.lanes), "a window was told before all partitions had answered"
-        dropped = max(self.passed.values()) - (closed.window + rule.window + rule.late) > rule.hold
-        assert (closed.cells is None) == dropped
-        if closed.cells is not None:
-            assert {cell: part.people for cell, part in closed.cells.items()} == self.everybody(purpose, closed.window)
-        self.over[purpose, closed.window] = {}
+        cells = self.everybody(purpose, closed.window)
+        # What a lane holds is in these cells: if it is full, they are too many as well.
+        full = len(cells) > rule.most_cells
+        waited = self.clock - min((at for at, watermark in self.since if watermark >= closes), default=self.clock)
+        event("full" if full else "waited too long" if waited > rule.hold else "told")
+        if full or waited > rule.hold:
+            assert closed.cells is None
+        else:
+            assert closed.cells is not None
+            assert {cell: part.people for cell, part in closed.cells.items()} == cells
+        self.over.add((purpose, closed.window))
 
     def everybody(self, purpose: str, window: int) -> dict[Cell, int]:
         cells: dict[Cell, int] = {}
@@ -119,7 +130,10 @@ class StageTwo(RuleBasedStateMachine):
         return cells
 
     @rule(
-        data=st.data(), purpose=st.sampled_from(sorted(PURPOSES)), cell=st.sampled_from(CELLS), at=st.integers(0, 200)
+        data=st.data(),
+        purpose=st.sampled_from(sorted(PURPOSES)),
+        cell=st.sampled_from(CELLS),
+        at=st.integers(0, 30) | st.integers(0, 200),
     )
     def a_lane_counts_people(self, data: st.DataObject, purpose: str, cell: Cell, at: int) -> None:
         lane = data.draw(st.sampled_from(self.lanes))
@@ -133,6 +147,10 @@ class StageTwo(RuleBasedStateMachine):
         lane = data.draw(st.sampled_from(self.lanes))
         lane.watermark += step
         lane.queue.append(Progress(lane.partition, lane.watermark))
+
+    @rule(step=st.one_of(st.integers(1, 15), st.sampled_from([40, 41])))
+    def time_passes(self, step: int) -> None:
+        self.clock += step
 
     def next_of(self, data: st.DataObject) -> Progress | Partial:
         lane = data.draw(st.sampled_from([lane for lane in self.lanes if lane.queue]))
@@ -152,7 +170,10 @@ class StageTwo(RuleBasedStateMachine):
     def it_dies_before_it_commits(self, data: st.DataObject) -> None:
         lane = data.draw(st.sampled_from([lane for lane in self.lanes if lane.queue]))
         record = lane.queue[0]
-        list(self.rounds.progress(record) if isinstance(record, Progress) else self.rounds.partial(record))
+        if isinstance(record, Progress):
+            list(self.rounds.progress(record, self.clock))
+        else:
+            list(self.rounds.partial(record, self.clock))
         self.restart()
 
     @precondition(lambda self: self.read)
@@ -187,11 +208,11 @@ class StageTwo(RuleBasedStateMachine):
             for lane in self.lanes:
                 if lane.queue:
                     self.transaction(lane.queue.pop(0))
-        assert self.over.keys() == {window for lane in self.lanes for window in lane.windows}
+        assert self.over == {window for lane in self.lanes for window in lane.windows}
 
 
 TestStageTwo = StageTwo.TestCase
-TestStageTwo.settings = settings(stateful_step_count=50, max_examples=100)
+TestStageTwo.settings = settings(stateful_step_count=50, max_examples=200)
 
 
 def in_a_round(partitions: int = 2) -> Rounds:
@@ -268,17 +289,33 @@ def test_a_window_that_waited_longer_than_hold_is_dropped(behind: int, people: i
     assert (over[0].cells is None) == (people == 0)
 
 
+@pytest.mark.parametrize(("behind", "told"), [(40, [0, 10]), (41, [10]), (70, [10]), (71, [])])
+def test_a_window_waits_from_when_the_first_partition_has_passed_it(behind: int, told: list[int]) -> None:
+    rounds = Rounds([PURPOSES["stock"]], 3, MASTER)
+    for partition, watermark, clock in ((0, 15, 0), (0, 25, 30), (1, 25, behind)):
+        assert not list(rounds.progress(Progress(partition, watermark), clock))
+    assert list(rounds.progress(Progress(2, 25), behind)) == [Closing("stock", 10)]
+    windows = [(start, {CELLS[0]: Part(3, 3, [])}) for start in (0, 10)]
+    records = [record for one in range(3) for record in partials("stock", one, 10, windows)]
+    over = [closed for record in records for closed in rounds.partial(record, behind)]
+    assert [closed.window for closed in over] == [0, 10]
+    assert [closed.window for closed in over if closed.cells is not None] == told
+
+
 def test_a_window_before_a_time_in_which_nothing_happens_is_told() -> None:
     rounds = Rounds([PURPOSES["stock"]], 2, MASTER)
     over: list[Closed] = []
-    # Both lanes read an event of before the weekend, and the next one after it.
-    for watermark in (9, 100):
+    asked: list[int] = []
+    # Both lanes read an event of before the weekend, and the next one after it, long after `hold`.
+    for clock, watermark in ((9, 9), (100, 100)):
         for partition in (0, 1):
-            for closing in rounds.progress(Progress(partition, watermark)):
-                over += [
-                    closed for one in (0, 1) for part in answer(one, closing.through) for closed in rounds.partial(part)
-                ]
-    assert [closed.cells is not None for closed in over] == [True]
+            for closing in rounds.progress(Progress(partition, watermark), clock):
+                asked.append(closing.through)
+                windows = [(0, {CELLS[0]: Part(3, 3, [])})] if closing.through >= 0 else []
+                for record in (record for one in (0, 1) for record in partials("stock", one, closing.through, windows)):
+                    over += rounds.partial(record, clock)
+    assert asked == [-10, 80]
+    assert [(closed.window, closed.cells is not None) for closed in over] == [(0, True)]
 
 
 def test_no_window_is_closed_while_a_partition_has_said_nothing() -> None:

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from streams.crowd.counts import Added, Counts
+from streams.crowd.counts import Added, Counts, Part
 from streams.crowd.rule import CrowdRule, Noise
 from streams.keys import MasterKey
 
@@ -25,8 +25,7 @@ def _add(counts: Counts, recorded: int, subject: bytes = b"ana", purpose: str = 
 
 def _close(counts: Counts, through: int, purpose: str = "stock") -> Log:
     log = list(counts.done(purpose, through))
-    for _ in counts.close(purpose, through, lambda subject, earliest: True):
-        pass
+    counts.close(purpose, through, lambda subject, earliest: True)
     return log
 
 
@@ -57,11 +56,23 @@ def test_a_refused_event_leaves_nothing() -> None:
 
 
 def test_an_event_that_is_refused_for_another_reason_costs_nothing() -> None:
+    counts = Counts([RULE], MASTER)
+    _close(counts, 3 * HOUR)
+    assert [_add(counts, hour * HOUR) for hour in range(4)] == [Added.LATE] * 4
+    for hour in range(4, 7):
+        assert _add(counts, hour * HOUR) is Added.COUNTED
+        further = [counts.add("stock", b"ana", b'["%d"]' % number, [], hour * HOUR) for number in range(9)]
+        assert further == [Added.PERSON_IS_FULL] * 9
+    assert _add(counts, 7 * HOUR) is Added.BUDGET_IS_SPENT
+
+
+def test_a_window_with_noise_is_never_full() -> None:
     counts = Counts([replace(RULE, most_cells=1)], MASTER)
-    for hour in range(4):
-        assert counts.add("stock", b"ben%d" % hour, b'["DE"]', [], hour * HOUR) is Added.COUNTED
-    assert [_add(counts, hour * HOUR) for hour in range(4)] == [Added.WINDOW_IS_FULL] * 4
-    assert [counts.add("stock", b"ana", b'["DE"]', [], hour * HOUR) for hour in range(3)] == [Added.COUNTED] * 3
+    for number in range(9):
+        assert counts.add("stock", b"ben%d" % number, b'["%d"]' % number, [], 0) is Added.COUNTED
+    assert _add(counts, 0) is Added.COUNTED
+    (_, parts), = counts.close("stock", 0, lambda subject, earliest: True)  # fmt: skip
+    assert parts == {b'["UK"]': Part(1, 1, []), **{b'["%d"]' % number: Part(1, 1, []) for number in range(9)}}
 
 
 def test_purposes_have_budgets_of_their_own_and_those_without_noise_have_none() -> None:
@@ -99,7 +110,7 @@ def test_nothing_is_kept_of_a_day_that_is_over() -> None:
         log += counts.take_changes()
         log += _close(counts, hour * HOUR)
         assert any(b"spent" in key for key, _ in _compacted(log)) == (hour < 23)
-    assert _compacted(log) == [(b"stock closed", b"%d" % (23 * HOUR))]
+    assert _compacted(log) == [(b"stock closed", b"%d" % DAY)]
     assert [key for key, _ in _close(counts, 30 * HOUR)] == [b"stock closed"], "it is cleaned up once"
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from streams.crowd.counts import Cell, Counts, Part
 from streams.crowd.noise import Statistic, statistics
+from streams.crowd.rounds import Closed, Closing, Progress, Rounds, partials
 from streams.crowd.rule import CrowdRule, Noise, Sum
 from streams.keys import MasterKey
 
@@ -29,11 +30,16 @@ class Event(NamedTuple):
 amounts = st.integers(-(10**20), 10**20) | st.integers(-20, 20)
 ranges = st.tuples(amounts, amounts).filter(lambda pair: pair[0] != pair[1]).map(lambda pair: sorted(pair))
 rules = st.builds(
-    lambda cells, events, sums: replace(
-        RULE, most_per_person=cells, most_events=events, sums=tuple(Sum("price", low, high) for low, high in sums)
+    lambda cells, events, most_cells, sums: replace(
+        RULE,
+        most_per_person=cells,
+        most_events=events,
+        most_cells=most_cells,
+        sums=tuple(Sum("price", low, high) for low, high in sums),
     ),
     st.integers(1, 4),
     st.integers(1, 4),
+    st.sampled_from([1, 2, 10_000]),
     st.lists(ranges, max_size=2),
 )
 
@@ -48,7 +54,9 @@ def _window(rule: CrowdRule, events: list[Event]) -> Mapping[Cell, Part]:
     counts = Counts([rule], MasterKey(bytes(32)))
     for event in events:
         counts.add("stock", event.person, event.cell, event.sums[: len(rule.sums)], event.recorded)
-    return dict(counts.close("stock", 0, lambda subject, earliest: True)).get(0, {})
+    parts = dict(counts.close("stock", 0, lambda subject, earliest: True)).get(0, {})
+    assert parts is not None, "a window with noise was full"
+    return parts
 
 
 def _changes(rule: CrowdRule, one: Statistic, window: Mapping[Cell, Part], other: Mapping[Cell, Part]) -> list[int]:
@@ -115,10 +123,19 @@ def test_the_shares_of_the_statistics_come_to_epsilon() -> None:
         assert len(set(shares[1:])) <= 1
 
 
-@pytest.mark.xfail(strict=True, reason="the first cells of a window fill it: one person's keep out those of all others")
 def test_one_person_keeps_no_cell_of_others_out() -> None:
     rule = replace(RULE, most_cells=1)
     others = [Event(b"%d" % number, CELLS[1], [], 0) for number in range(50)]
     without, with_ = _window(rule, others), _window(rule, [Event(b"ana", CELLS[0], [], 0), *others])
     (people, *_) = statistics(rule)
     assert max(_changes(rule, people, without, with_)) <= people.most
+
+
+def test_one_person_keeps_no_cell_of_others_out_when_partitions_come_together() -> None:
+    rule, key = replace(RULE, most_cells=1), MasterKey(bytes(32))
+    ana, others = {CELLS[0]: Part(1, 1, [])}, {CELLS[1]: Part(50, 50, [])}
+    rounds = Rounds([rule], 2, key)
+    closings = [closing for partition in (0, 1) for closing in rounds.progress(Progress(partition, 100))]
+    assert closings == [Closing("stock", 0)]
+    records = [record for one, cells in enumerate((ana, others)) for record in partials("stock", one, 0, [(0, cells)])]
+    assert [closed for record in records for closed in rounds.partial(record)] == [Closed(0, ana | others)]
