@@ -7,6 +7,7 @@ Rules of this file:
   rejects the whole event: nothing half made is published.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -20,6 +21,8 @@ from streams.transforms import ABSENT, SCALARS
 __all__ = ["cell_of", "minimize"]
 
 _encode = msgspec.json.Encoder().encode
+_REMEMBERED = 10_000
+"""So many cells of an event type are not encoded again."""
 
 
 def minimize(document: Any, recipe: Recipe, recorded: int) -> Any:
@@ -50,19 +53,36 @@ def cell_of(document: Any, recipe: CrowdRecipe, recorded: int) -> tuple[Cell, li
     Raises:
         Rejected: a form raised.
     """
-    values = list(recipe.fields(document))
-    try:
-        for index, form in recipe.forms:
-            values[index] = form(values[index], recorded)
-    except Exception:
-        raise Rejected(Reason.TRANSFORM_FAILED) from None
-    cell = values[: recipe.cells]
+    values: Sequence[Any] = recipe.fields(document)
+    if recipe.forms:
+        values = list(values)
+        try:
+            for index, form in recipe.forms:
+                values[index] = form(values[index], recorded)
+        except Exception:
+            raise Rejected(Reason.TRANSFORM_FAILED) from None
+    cells = recipe.cells
+    sums = [fixed(value) or 0 for value in values[cells:]]
+    of = tuple(values[:cells])
+    for value in of:
+        if type(value) is not str:
+            # Not remembered: 1, 1.0 and true are equal in Python, and so would be their cells.
+            cell = _cell(recipe, of)
+            break
+    else:
+        known = recipe.known.get(of)
+        cell = _cell(recipe, of) if known is None else known
+        if known is None and cell is not None and len(recipe.known) < _REMEMBERED:
+            recipe.known[of] = cell
+    return None if cell is None else (cell, sums)
+
+
+def _cell(recipe: CrowdRecipe, values: tuple[Any, ...]) -> Cell | None:
     # INVARIANT (minimal): an object or array would carry leaves that nobody named.
-    if not SCALARS.issuperset(map(type, cell)):
+    if not SCALARS.issuperset(map(type, values)):
         return None
-    if recipe.type_at is not None:
-        cell.insert(recipe.type_at, recipe.event)
-    return _encode(cell), [fixed(value) or 0 for value in values[recipe.cells :]]
+    at = recipe.type_at
+    return _encode(values if at is None else (*values[:at], recipe.event, *values[at:]))
 
 
 def _fill(layout: Layout, values: list[Any]) -> Any:

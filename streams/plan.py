@@ -10,7 +10,7 @@ Rules of this file:
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -121,6 +121,8 @@ class CrowdRecipe:
     """where among the values of the cell the event type stands; None: nowhere"""
     cells: int
     """how many of the values make the cell; the rest are summed up"""
+    known: dict[tuple[Any, ...], bytes] = field(default_factory=dict, compare=False, repr=False)
+    """cells by their values, where these are strings: a cache, which changes nothing"""
 
 
 @dataclass(frozen=True, slots=True)

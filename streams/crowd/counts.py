@@ -33,6 +33,8 @@ StateRecord = tuple[bytes, bytes | None]
 """Key and value of a record of the state topic; None: what was under the key is done with."""
 
 _DAY = 86_400_000
+_MOST_OPEN = 1_000_000
+"""The most cells of all open windows of a purpose together, in one partition: events may come with any time."""
 _CHUNK = 500
 """So many people that have spent something fit into one record, with subjects of 1,024 bytes."""
 _T = TypeVar("_T")
@@ -62,17 +64,9 @@ class Entry(msgspec.Struct, array_like=True, gc=False):
     """when the first of the events was recorded: consent must reach back to it"""
 
 
-class Change(NamedTuple):
-    """An addition to an entry."""
-
-    subject: bytes
-    cell: Cell
-    events: int
-    sums: list[int]
-    earliest: int
-
-
-_FULL = Change(b"", b"", 0, [], 0)
+_Change = tuple[bytes, Cell, int, list[int], int]
+"""An addition to an entry: subject, cell, events, sums, and when the earliest of the events was recorded."""
+_FULL: _Change = (b"", b"", 0, [], 0)
 """Stands for: more cells came than the window may have."""
 
 
@@ -87,7 +81,7 @@ class Part(msgspec.Struct, array_like=True, gc=False):
 class _Window:
     """One open window: entries by person and cell, how many people each cell has, and the keys of its state."""
 
-    __slots__ = ("cells", "full", "keys", "people")
+    __slots__ = ("cells", "changes", "full", "keys", "people")
 
     def __init__(self) -> None:
         self.full = False
@@ -95,6 +89,7 @@ class _Window:
         self.people: dict[bytes, dict[Cell, Entry]] = {}
         self.cells: dict[Cell, int] = {}
         self.keys: list[bytes] = []
+        self.changes: list[_Change] = []
 
     def fill(self) -> None:
         """Keep nothing of it but that it is full."""
@@ -102,16 +97,21 @@ class _Window:
         self.people.clear()
         self.cells.clear()
 
-    def add(self, subject: bytes, cell: Cell, events: int, sums: list[int], recorded: int) -> None:
-        entries = self.people.setdefault(subject, {})
+    def add(self, subject: bytes, cell: Cell, events: int, sums: list[int], recorded: int) -> int:
+        """Add to an entry; return how many cells that makes more."""
+        entries = self.people.get(subject)
+        if entries is None:
+            entries = self.people[subject] = {}
         entry = entries.get(cell)
         if entry is None:
-            self.cells[cell] = self.cells.get(cell, 0) + 1
             entries[cell] = Entry(events, sums, recorded)
-            return
+            known = self.cells.get(cell)
+            self.cells[cell] = 1 if known is None else known + 1
+            return known is None
         entry.events += events
         entry.sums = [mine + more for mine, more in zip(entry.sums, sums, strict=True)]
         entry.earliest = min(entry.earliest, recorded)
+        return 0
 
 
 class _Budget:
@@ -135,7 +135,7 @@ class _Budget:
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_changes = msgspec.msgpack.Decoder(list[Change])
+_changes = msgspec.msgpack.Decoder(list[_Change])
 _spent = msgspec.msgpack.Decoder(list[tuple[bytes, int]])
 
 
@@ -159,7 +159,10 @@ class Counts:
         self._shapes = {rule.purpose: _shape(rule) for rule in self.rules.values()}
         self._strange: dict[str, list[bytes]] = {}
         """keys of state that another policy has left"""
-        self._changes: dict[tuple[str, int], list[Change]] = {}
+        self._changed: dict[tuple[str, int], _Window] = {}
+        """windows with changes that the state topic does not hold yet"""
+        self._cells = dict.fromkeys(self.rules, 0)
+        """by purpose: how many cells all open windows have"""
         self._budgets = {rule.purpose: _Budget(rule.noise) for rule in self.rules.values() if rule.noise is not None}
         self._spent_keys: dict[tuple[str, int], list[bytes]] = {}
         self._number = 0
@@ -168,43 +171,58 @@ class Counts:
     def add(self, purpose: str, subject: bytes, cell: Cell, sums: list[int], recorded: int) -> Added:
         """Count one event of a person who allows it; `sums` are the parts of its fields, in millionths."""
         rule = self.rules[purpose]
-        start = rule.window_of(recorded)
-        if start < self._closed.get(purpose, start):
-            return Added.LATE
+        start = recorded - recorded % rule.window
         window = self._windows.get((purpose, start))
-        budget = self._budgets.get(purpose)
-        # INVARIANT (budget): a person's first event in a window costs what the whole window does.
-        first = budget is not None and (window is None or subject not in window.people)
-        if budget is not None and first and not budget.affords(start, subject):
-            return Added.BUDGET_IS_SPENT
         if window is None:
-            window = self._windows[purpose, start] = _Window()
+            if start < self._closed.get(purpose, start):
+                return Added.LATE
+            window = _Window()
         if window.full:
             return Added.WINDOW_IS_FULL
-        # INVARIANT (bounded): what one person adds does not depend on how much they do.
         entries = window.people.get(subject)
-        if (entries is None or cell not in entries) and entries is not None and len(entries) >= rule.most_per_person:
+        if entries is None:
+            # INVARIANT (budget): a person's first event in a window costs what the whole window does.
+            budget = self._budgets.get(purpose)
+            if budget is not None and not budget.affords(start, subject):
+                return Added.BUDGET_IS_SPENT
+        # INVARIANT (bounded): what one person adds does not depend on how much they do.
+        elif len(entries) >= rule.most_per_person and cell not in entries:
             return Added.PERSON_IS_FULL
         # Under noise there is no such limit: it would let one person keep out the cells of others.
-        if cell not in window.cells and len(window.cells) >= rule.most_cells and rule.noise is None:
-            # Which cells came first would tell who did, so none is told, and nothing more is kept.
-            window.fill()
-            self._changes.setdefault((purpose, start), []).append(_FULL)
+        if cell not in window.cells and rule.noise is None and not self._has_room(rule, window):
+            if window.cells:
+                # Which cells came first would tell who did, so none is told, and nothing more is kept.
+                self._cells[purpose] -= len(window.cells)
+                window.fill()
+                self._note(purpose, start, window, _FULL)
             return Added.WINDOW_IS_FULL
-        if budget is not None and first:
-            budget.spend(start, subject, budget.cost)
-        window.add(subject, cell, 1, sums, recorded)
-        self._changes.setdefault((purpose, start), []).append(Change(subject, cell, 1, sums, recorded))
+        if entries is None:
+            if budget is not None:
+                budget.spend(start, subject, budget.cost)
+            if not window.cells:
+                self._windows[purpose, start] = window
+        self._cells[purpose] += window.add(subject, cell, 1, sums, recorded)
+        self._note(purpose, start, window, (subject, cell, 1, sums, recorded))
         return Added.COUNTED
+
+    def _has_room(self, rule: CrowdRule, window: _Window) -> bool:
+        """Tell whether there may be one more cell: in the window, and in all open ones together."""
+        return len(window.cells) < rule.most_cells and self._cells[rule.purpose] < _MOST_OPEN
+
+    def _note(self, purpose: str, start: int, window: _Window, change: _Change) -> None:
+        if not window.changes:
+            self._changed[purpose, start] = window
+        window.changes.append(change)
 
     def take_changes(self) -> Iterator[StateRecord]:
         """Yield what the state topic must hold of what was counted since the last time."""
-        changes, self._changes = self._changes, {}
-        for (purpose, start), more in changes.items():
+        changed, self._changed = self._changed, {}
+        for (purpose, start), window in changed.items():
             self._number += 1
             key = b"%b %d %d %b" % (purpose.encode(), start, self._number, self._shapes[purpose])
-            self._windows[purpose, start].keys.append(key)
-            yield key, self._sealed.close(_encode(more), key)
+            window.keys.append(key)
+            changes, window.changes = window.changes, []
+            yield key, self._sealed.close(_encode(changes), key)
 
     def restore(self, records: Iterable[tuple[bytes, bytes | None]]) -> None:
         """Take all records of the state topic, in order.
@@ -228,6 +246,7 @@ class Counts:
         for purpose, start in list(self._windows):
             if start < self._closed.get(purpose, start):
                 gone = self._windows.pop((purpose, start))
+                self._cells[purpose] -= len(gone.cells)
                 if (budget := self._budgets.get(purpose)) is not None:
                     for subject in gone.people:
                         budget.spend(start, subject, -budget.cost)
@@ -244,11 +263,12 @@ class Counts:
         budget = self._budgets.get(purpose)
         for change in self._read(key, value, _changes):
             if window.full or change == _FULL:
+                self._cells[purpose] -= len(window.cells)
                 window.fill()
                 break
-            if budget is not None and change.subject not in window.people:
-                budget.spend(start, change.subject, budget.cost)
-            window.add(*change)
+            if budget is not None and change[0] not in window.people:
+                budget.spend(start, change[0], budget.cost)
+            self._cells[purpose] += window.add(*change)
 
     def _restore_spent(self, purpose: str, day: int, key: bytes, value: bytes | None) -> None:
         if value is None or purpose not in self.rules:
@@ -279,8 +299,9 @@ class Counts:
         self._strange.pop(purpose, None)
         closing = [start for start in self.open(purpose) if start <= through]
         windows = {start: self._windows.pop((purpose, start)) for start in closing}
-        for start in closing:
-            self._changes.pop((purpose, start), None)
+        for start, window in windows.items():
+            self._cells[purpose] -= len(window.cells)
+            self._changed.pop((purpose, start), None)
         return [(start, None if window.full else _parts(rule, window, allows)) for start, window in windows.items()]
 
     def _end(self, rule: CrowdRule, through: int) -> int:

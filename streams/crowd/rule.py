@@ -27,14 +27,14 @@ def fixed(number: Any) -> int | None:
     (2550000, -1000000, None, None, None, True)
     """
     if type(number) is float:
+        if -1e12 < number < 1e12:
+            return round(number * UNIT)
         if not math.isfinite(number):
             return None
-        number = round(number * UNIT) if -1e12 < number < 1e12 else int(number) * UNIT
-    elif type(number) is int:
-        number *= UNIT
-    else:
+        number = int(number)
+    elif type(number) is not int:
         return None
-    return int(min(max(number, -_FARTHEST), _FARTHEST))
+    return int(min(max(number * UNIT, -_FARTHEST), _FARTHEST))
 
 
 @dataclass(frozen=True, slots=True)

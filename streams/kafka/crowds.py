@@ -16,7 +16,7 @@ import msgspec
 
 from streams.aggregate import aggregates
 from streams.crowd import told_of
-from streams.crowd.counts import Counts, StateRecord
+from streams.crowd.counts import Added, Counts, StateRecord
 from streams.crowd.rounds import Closed, Closing, Partial, Progress, Rounds, partials
 from streams.crowd.sealed import Sealed
 from streams.event import Reason, Record
@@ -50,8 +50,15 @@ class Counting:
 
     def count(self, contributions: Iterable[Contribution]) -> Counter[tuple[str, ...]]:
         """Count events; return what to tally."""
-        add = self.counts.add
-        return Counter(("crowd", one.purpose, add(*one), "") for one in contributions)
+        add, tallies, counted = self.counts.add, Counter[tuple[str, ...]](), Counter[str]()
+        for one in contributions:
+            # Enumerations are slow keys, and nearly all is counted.
+            if (added := add(*one)) is Added.COUNTED:
+                counted[one[0]] += 1
+            else:
+                tallies["crowd", one.purpose, added, ""] += 1
+        tallies.update({("crowd", purpose, Added.COUNTED, ""): count for purpose, count in counted.items()})
+        return tallies
 
     def seen(self, topic: str, recorded: int) -> None:
         """Note that an event of a topic was recorded at a time (ms)."""
