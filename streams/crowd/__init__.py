@@ -15,7 +15,8 @@ from collections.abc import Mapping
 
 from streams.crowd.counts import Cell, Part
 from streams.crowd.noise import noisy
-from streams.crowd.release import Released, release
+from streams.crowd.release import Released
+from streams.crowd.release import release as exact
 from streams.crowd.rule import CrowdRule
 
 __all__ = ["told_of"]
@@ -34,7 +35,7 @@ def told_of(rule: CrowdRule, cells: Mapping[Cell, Part] | None) -> Released | No
     """
     if cells is None:
         return None
-    released = release(rule, cells) if rule.noise is None else noisy(rule, cells)
+    released = exact(rule, cells) if rule.noise is None else noisy(rule, cells)
     if rule.top is None:
         return released
     largest = sorted(released.cells, key=lambda cell: (-released.cells[cell].people, cell))[: rule.top]

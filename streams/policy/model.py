@@ -97,7 +97,7 @@ class Crowd(_Model):
     window: Duration
     late: Duration = 0
     """how long after its end a window still takes events"""
-    by: Annotated[list[Path_], Field(min_length=1, max_length=8)]
+    by: Annotated[list[Path_], Field(min_length=1, max_length=5)]
     """the fields whose values make a cell; `type` is the event type"""
     sum: dict[Path_, Annotated[list[float], Field(min_length=2, max_length=2)]] = {}
     """fields that are summed up, each with the range in which one person's part of a cell lies"""

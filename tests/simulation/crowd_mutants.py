@@ -40,7 +40,7 @@ def _events_for_people(patch: Patch) -> None:
             {cell: cells[cell] for cell in guarded(rule, {cell: of.events for cell, of in cells.items()})}, 0
         )
 
-    patch.setattr("streams.crowd.release", release)
+    patch.setattr("streams.crowd.exact", release)
 
 
 def _released_again(patch: Patch) -> None:
