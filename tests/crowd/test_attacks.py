@@ -315,6 +315,19 @@ def test_no_small_cell_is_the_difference_of_a_total_over_two_of_three_fields() -
     assert missing == 0 or missing >= K or not released.cells, f"of {sum(in_uk.values())} in UK, {missing} is missing"
 
 
+def test_a_window_that_all_have_left_looks_like_one_in_which_nobody_was() -> None:
+    outputs = []
+    for there in (True, False):
+        deployment = Deployment(of_fields(1), partitions=2)
+        deployment.since = {"target": 0}
+        if there:
+            assert deployment.send("target", cell_of("rarity"), [], 1) is Added.COUNTED
+        del deployment.since["target"]
+        deployment.pass_time(WINDOW)
+        outputs.append(told(deployment))
+    assert outputs[0] == outputs[1]
+
+
 def with_a_rarity(most_cells: int, place: int | None, withdrawn: bool) -> Deployment:
     """Play two windows of a crowd with lamps; in the first, the target comes with a rarity before so many others."""
     rule = CrowdRule("stock", K, window=WINDOW, late=0, by=("item",), most_cells=most_cells)

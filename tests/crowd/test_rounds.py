@@ -1,6 +1,7 @@
 """The laws of stage two: each window is over once, when all partitions have passed it, whatever is repeated or lost."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import permutations
 
 import msgspec
@@ -9,9 +10,10 @@ from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from streams.crowd import told_of
 from streams.crowd.counts import Cell, Part
 from streams.crowd.rounds import Closed, Closing, Partial, Progress, Rounds, partials
-from streams.crowd.rule import CrowdRule
+from streams.crowd.rule import CrowdRule, Sum
 from streams.keys import MasterKey
 from tests.crowd.deployment import cell_of
 from tests.crowd.logs import Log, compacted
@@ -289,6 +291,17 @@ def test_a_window_that_waited_longer_than_hold_is_dropped(behind: int, people: i
     assert (over[0].cells is None) == (people == 0)
 
 
+@pytest.mark.parametrize(("behind", "told"), [(40, [0]), (41, [])])
+def test_a_restart_does_not_make_a_window_wait_anew(behind: int, told: list[int]) -> None:
+    before = Rounds([PURPOSES["stock"]], 2, MASTER)
+    assert not list(before.progress(Progress(0, 15), 0))
+    after = Rounds([PURPOSES["stock"]], 2, MASTER)
+    after.restore(before.take_changes())
+    assert list(after.progress(Progress(1, 15), behind)) == [Closing("stock", 0)]
+    over = [closed for record in (*answer(0), *answer(1)) for closed in after.partial(record, behind)]
+    assert [closed.window for closed in over if closed.cells is not None] == told
+
+
 @pytest.mark.parametrize(("behind", "told"), [(40, [0, 10]), (41, [10]), (70, [10]), (71, [])])
 def test_a_window_waits_from_when_the_first_partition_has_passed_it(behind: int, told: list[int]) -> None:
     rounds = Rounds([PURPOSES["stock"]], 3, MASTER)
@@ -332,6 +345,33 @@ def test_a_round_of_a_purpose_that_is_gone_does_no_harm() -> None:
     after.restore(iter(list(before.take_changes())))
     over += [closed for record in answer(1) for closed in after.partial(record)]
     assert over == []
+
+
+NARROW = CrowdRule("stock", 5, window=10, late=5, by=("place",), sums=(Sum("price", 0, 9),))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(NARROW, by=("item",)),
+        replace(NARROW, by=("place", "item")),
+        replace(NARROW, sums=(Sum("quantity", 0, 9),)),
+        replace(NARROW, sums=(*NARROW.sums, Sum("quantity", 0, 9))),
+    ],
+)
+def test_a_round_in_which_a_policy_comes_to_count_otherwise_ends_and_mixes_nothing(other: CrowdRule) -> None:
+    before = Rounds([NARROW], 2, MASTER)
+    assert [closing for one in (0, 1) for closing in before.progress(Progress(one, 15))] == [Closing("stock", 0)]
+    for record in partials("stock", 0, 0, [(0, {CELLS[0]: Part(9, 9, [9]), CELLS[1]: Part(9, 9, [9])})]):
+        assert not list(before.partial(record))
+    after = Rounds([other], 2, MASTER)
+    after.restore(before.take_changes())
+    cell, part = cell_of(*["UK"] * len(other.by)), Part(7, 7, [7] * len(other.sums))
+    over = [closed for record in partials("stock", 1, 0, [(0, {cell: part})]) for closed in after.partial(record)]
+    for closed in over:
+        released = told_of(other, closed.cells)
+        assert released is None or released.cells in ({}, {cell: part})
+    assert [closing for one in (0, 1) for closing in after.progress(Progress(one, 25))] == [Closing("stock", 10)]
 
 
 def test_records_are_read_back_as_they_were_written() -> None:

@@ -164,6 +164,15 @@ def test_a_policy_that_costs_less_from_now_on_pays_nothing_back() -> None:
     assert _add(_restored(log), HOUR) is Added.BUDGET_IS_SPENT
 
 
+@pytest.mark.parametrize("before", [None, Noise(0.01, 1e-6, 0.3)])
+def test_windows_that_are_open_when_noise_begins_to_cost_more_cost_no_more_than_a_day_may(before: Noise | None) -> None:
+    counts = Counts([replace(RULE, noise=before)], MASTER)
+    assert [_add(counts, hour * HOUR) for hour in range(9)] == [Added.COUNTED] * 9
+    after = _restored(list(counts.take_changes()))
+    windows = after.close("stock", 23 * HOUR, lambda subject, earliest: True)
+    assert len([start for start, parts in windows if parts]) <= 3
+
+
 def test_what_was_spent_is_cleaned_up_when_a_purpose_has_no_noise_any_more() -> None:
     counts = Counts([RULE], MASTER)
     _add(counts, 0)
