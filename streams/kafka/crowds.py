@@ -9,14 +9,14 @@ A purpose belongs to one partition of stage two, the one that its name is a key 
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import msgspec
 
 from streams.aggregate import aggregates
 from streams.crowd import told_of
-from streams.crowd.counts import Added, Counts, StateRecord
+from streams.crowd.counts import Added, Counts
 from streams.crowd.rounds import Closed, Closing, Partial, Progress, Rounds, partials
 from streams.crowd.sealed import Sealed
 from streams.event import Reason, Record
@@ -30,6 +30,8 @@ from streams.plan import Plan, crowd_rules
 __all__ = ["Collecting", "Counting"]
 
 _encode = msgspec.json.Encoder().encode
+_AT_ONCE = 5
+"""So many batches of changes are restored in a few ten milliseconds."""
 _decode_closing = msgspec.json.Decoder(Closing).decode
 _decode_answer = msgspec.json.Decoder(Partial | Progress).decode
 
@@ -44,9 +46,11 @@ class Counting:
         self._watermarks: dict[str, int] = {}
         self._told: list[int] | None = None
 
-    def restore(self, records: Iterable[StateRecord]) -> None:
+    def restore(self, records: Sequence[tuple[bytes, bytes]]) -> Iterator[None]:
         """See `State`."""
-        self.counts.restore(records)
+        for start in range(0, len(records), _AT_ONCE):
+            self.counts.restore(records[start : start + _AT_ONCE])
+            yield
 
     def count(self, contributions: Iterable[Contribution]) -> Counter[tuple[str, ...]]:
         """Count events; return what to tally."""
@@ -118,9 +122,10 @@ class Collecting:
         self.rounds = Rounds(mine, partitions, plan.master)
         self._seal = Sealed(plan.master)
 
-    def restore(self, records: Iterable[StateRecord]) -> None:
+    def restore(self, records: Sequence[tuple[bytes, bytes]]) -> Iterator[None]:
         """See `State`."""
-        self.rounds.restore(iter(records))
+        self.rounds.restore(records)
+        yield
 
     def work(self, batch: Batch, view: View) -> Work:
         """Return what is to be closed and what is told, from what partitions say."""

@@ -141,14 +141,19 @@ class Lane:
         INVARIANT (exactly once): up to where it was when the offsets were committed that this start goes by. A leader
         that is cut off does not have all of it.
         """
-        found: list[tuple[bytes, bytes | None]] = []
+        found: dict[bytes, bytes] = {}
         batches = aiter(self._port.read_state(through))
         while (records := await self._within(anext(batches, None))) is not None:
-            found += [(record.key or b"", record.value) for record in records]
+            for record in records:
+                # As compaction does it, and in the order in which they were written.
+                found.pop(record.key or b"", None)
+                if record.value is not None:
+                    found[record.key or b""] = record.value
         if self._agent.state is not None:
             self._known = self._agent.state(self._plan, self.partition, self._partitions)
             try:
-                self._known.restore(found)
+                for _ in self._known.restore(list(found.items())):
+                    await asyncio.sleep(0)
             except ValueError:
                 # INVARIANT (fail closed): nothing is counted on top of what is not known. The error quotes records.
                 raise PortError(

@@ -1,6 +1,6 @@
 """What a lane and its agent say to each other, and what a lane tells those who watch it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol
@@ -102,8 +102,8 @@ Agent = Callable[[Batch, View], Work]
 class State(Protocol):
     """What an agent knows from earlier batches, kept in a compacted topic and written in the lane's transactions."""
 
-    def restore(self, records: Iterable[tuple[bytes, bytes | None]]) -> None:
-        """Take all keys and values of the lane's partition, in order.
+    def restore(self, records: Sequence[tuple[bytes, bytes]]) -> Iterator[None]:
+        """Take the newest value of each key of the lane's partition, in order; yield now and then, to let others work.
 
         Raises:
             ValueError: they cannot be read.

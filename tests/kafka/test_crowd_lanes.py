@@ -226,6 +226,34 @@ async def test_who_takes_it_back_before_the_closing_is_in_no_window(hall: Hall) 
     assert hall.told() == {(iso(0), "north", 8, 8, 8): 1}
 
 
+async def test_bad_events_are_bounded_and_tell_nothing(hall: Hall) -> None:
+    told = two_windows(hall)
+    # Somebody who is everywhere adds to one cell of a window, and nobody else is there.
+    for number in range(3_000):
+        hall.event("person-39", f"place-{number}", 1, 2)
+    # Numbers that are none, or that no sum holds, add no more than one person may (here: from 0 to 10).
+    strange = ["1e308", "-1e308", '"NaN"', "true", "null", "[1]", "{}", "99999999999999999999999999", "-0.0"]
+    for who, n in zip([f"person-{number}" for number in range(9)], strange, strict=True):
+        value = b'{"who":"%b","what":"seen","place":"north","n":%b}' % (who.encode(), n.encode())
+        hall.broker.append("raw", partition_of(who.encode(), PARTITIONS), who.encode(), value, 3)
+    for nonsense in (b"NaN", b"Infinity", b"1e400", b"1" * 5_000):
+        hall.broker.append(
+            "raw", 0, b"person-0", b'{"who":"person-0","what":"seen","place":"north","n":%b}' % nonsense, 3
+        )
+    # A place that is no scalar makes no cell; a time of the year 9999 is now.
+    hall.broker.append("raw", 0, b"person-1", b'{"who":"person-1","what":"seen","place":{"a":1},"n":1}', 3)
+    hall.event("person-2", "moon", 1, 253_402_300_799_000)
+    hall.start()
+    await hall.until_complete(2)
+    places = {place for _, place, *_ in hall.told()}
+    assert places == {"north", "south"}
+    [(*_, events, most)] = [cell for cell in hall.told() if cell[:2] == (iso(0), "north")]
+    [(*_, before, least)] = [cell for cell in told if cell[:2] == (iso(0), "north")]
+    assert before <= events <= before + len(strange) + 4
+    assert least <= most <= 20 * 10
+    assert hall.told().keys() >= {cell for cell in told if cell[0] == iso(HOUR) or cell[1] == "south"}
+
+
 async def test_what_somebody_else_writes_between_the_stages_is_recorded_and_passed_over(hall: Hall) -> None:
     forged = b'{"type":"closing","purpose":"stock","through":0}'
     for topic in ("hall.closings", "hall.partials"):

@@ -61,7 +61,7 @@ def _released_again(patch: Patch) -> None:
 
 
 def _forgotten(patch: Patch) -> None:
-    patch.setattr(Counting, "restore", lambda _counting, _records: None)
+    patch.setattr(Counting, "restore", lambda _counting, _records: iter(()))
 
 
 def _ahead(patch: Patch) -> None:
