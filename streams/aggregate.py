@@ -73,7 +73,10 @@ _decode = msgspec.json.Decoder(Aggregate).decode
 
 
 def aggregates(plan: Plan, purpose: PurposePlan, window: int, released: Released) -> list[Output]:
-    """Return what is published of a window that begins at `window` (ms). A cell's key is its values as JSON."""
+    """Return what is published of a window that begins at `window` (ms): nothing where no cell is told.
+
+    A cell's key is its values as JSON.
+    """
     rule = purpose.crowd
     if rule is None:
         raise ValueError(f"{purpose.name} counts no crowds")
@@ -94,6 +97,9 @@ def aggregates(plan: Plan, purpose: PurposePlan, window: int, released: Released
         sums = {one.path: _summed(total, part) for one, total in zip(rule.sums, part.sums, strict=True)}
         value = Aggregate(span, values, part.people, part.people // rule.k * rule.k, part.events, sums, stamp)
         outputs.append(Output(purpose.topic, cell, _encode(value), headers, at))
+    if not outputs:
+        # As of a window with nobody in it: that somebody was there is not told.
+        return []
     complete = Complete(span, len(released.cells), released.suppressed_at_least, stamp)
     outputs.append(Output(purpose.topic, None, _encode(complete), headers, at))
     return outputs

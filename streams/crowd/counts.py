@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from fractions import Fraction
-from hashlib import blake2b
 from typing import TypeVar
 
 import msgspec
@@ -35,6 +34,8 @@ StateRecord = tuple[bytes, bytes | None]
 _DAY = 86_400_000
 _MOST_OPEN = 1_000_000
 """The most cells of all open windows of a purpose together, in one partition: events may come with any time."""
+_MOST_WINDOWS = 100_000
+"""The most open windows of which it is remembered that they are full."""
 _CHUNK = 500
 """So many people that have spent something fit into one record, with subjects of 1,024 bytes."""
 _T = TypeVar("_T")
@@ -156,7 +157,7 @@ class Counts:
         self._windows: dict[tuple[str, int], _Window] = {}
         self._closed: dict[str, int] = {}
         """by purpose: the end of the last window that is closed (ms)"""
-        self._shapes = {rule.purpose: _shape(rule) for rule in self.rules.values()}
+        self._shapes = {rule.purpose: rule.shape().encode() for rule in self.rules.values()}
         self._strange: dict[str, list[bytes]] = {}
         """keys of state that another policy has left"""
         self._changed: dict[tuple[str, int], _Window] = {}
@@ -190,8 +191,9 @@ class Counts:
             return Added.PERSON_IS_FULL
         # Under noise there is no such limit: it would let one person keep out the cells of others.
         if cell not in window.cells and rule.noise is None and not self._has_room(rule, window):
-            if window.cells:
+            if window.cells or len(self._windows) < _MOST_WINDOWS:
                 # Which cells came first would tell who did, so none is told, and nothing more is kept.
+                self._windows[purpose, start] = window
                 self._cells[purpose] -= len(window.cells)
                 window.fill()
                 self._note(purpose, start, window, _FULL)
@@ -344,12 +346,6 @@ class Counts:
             for day in list(budget.spent):
                 if _is_over(rule, day, through):
                     del budget.spent[day]
-
-
-def _shape(rule: CrowdRule) -> bytes:
-    """Return what tells the state of one policy from that of another which counts otherwise."""
-    said = (rule.window, rule.by, [(one.path, one.low, one.high) for one in rule.sums], rule.most_per_person)
-    return blake2b(repr(said).encode(), digest_size=6).hexdigest().encode()
 
 
 def _parts(rule: CrowdRule, window: _Window, allows: Callable[[bytes, int], bool]) -> dict[Cell, Part]:

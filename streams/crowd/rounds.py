@@ -56,6 +56,8 @@ class Partial(msgspec.Struct, tag="partial", frozen=True):
     cells: dict[str, Part] | None
     """None: more cells than a window may have"""
     last: bool
+    shape: str
+    """of the rule under which it was counted"""
 
 
 class Closed(NamedTuple):
@@ -66,17 +68,17 @@ class Closed(NamedTuple):
 
 
 def partials(
-    purpose: str, partition: int, through: int, windows: Iterable[tuple[int, Mapping[Cell, Part] | None]]
+    rule: CrowdRule, partition: int, through: int, windows: Iterable[tuple[int, Mapping[Cell, Part] | None]]
 ) -> Iterator[Partial]:
-    """Yield what a partition answers to a closing, in parts that a record can hold."""
-    number = 0
+    """Yield what a partition answers to a closing, in parts that a record can hold. Of nobody it says nothing."""
+    purpose, shape, number = rule.purpose, rule.shape(), 0
     for window, cells in windows:
         some = None if cells is None else [(cell.decode(), part) for cell, part in cells.items()]
-        for start in range(0, max(1, len(some or ())), _CHUNK):
+        for start in range(0, 1 if some is None else len(some), _CHUNK):
             chunk = None if some is None else dict(some[start : start + _CHUNK])
-            yield Partial(purpose, partition, through, number, window, chunk, False)
+            yield Partial(purpose, partition, through, number, window, chunk, False, shape)
             number += 1
-    yield Partial(purpose, partition, through, number, None, {}, True)
+    yield Partial(purpose, partition, through, number, None, {}, True, shape)
 
 
 _encode = msgspec.json.Encoder().encode
@@ -92,9 +94,9 @@ class Rounds:
     >>> list(rounds.progress(Progress(0, 250))), list(rounds.progress(Progress(1, 120)))
     ([], [Closing(purpose='stock', through=0)])
     >>> part = Part(people=7, events=9, sums=[])
-    >>> [list(rounds.partial(one)) for one in partials("stock", 0, 0, [(0, {b'["UK"]': part})])]
+    >>> [list(rounds.partial(one)) for one in partials(rule, 0, 0, [(0, {b'["UK"]': part})])]
     [[], []]
-    >>> [list(rounds.partial(one)) for one in partials("stock", 1, 0, [(0, {b'["UK"]': part})])]
+    >>> [list(rounds.partial(one)) for one in partials(rule, 1, 0, [(0, {b'["UK"]': part})])]
     [[], [Closed(window=0, cells={b'["UK"]': Part(people=14, events=18, sums=[])})]]
     """
 
@@ -118,7 +120,10 @@ class Rounds:
         self._watermarks[progress.partition] = progress.watermark
         self._changed[b"progress %d" % progress.partition] = _encode(progress)
         for purpose, rule in self.rules.items():
-            self._due.setdefault(purpose, {}).setdefault(rule.closable(progress.watermark), now)
+            due, last = self._due.setdefault(purpose, {}), rule.closable(progress.watermark)
+            if last not in due:
+                due[last] = now
+                self._changed[b"due %b %d" % (purpose.encode(), last)] = b"%d" % now
         yield from self.next_closings()
 
     def next_closings(self) -> Iterator[Closing]:
@@ -153,20 +158,26 @@ class Rounds:
 
     def _over(self, purpose: str, answers: dict[int, list[Partial]], now: int) -> Iterator[Closed]:
         windows: dict[int, list[dict[Cell, Part] | None]] = {}
-        over = self._over_through.get(purpose)
+        over, through, shape = self._over_through.get(purpose), self._asked[purpose], self.rules[purpose].shape()
         for partition, some in answers.items():
             for number, one in enumerate(some):
                 self._changed[b"partial %b %d %d" % (purpose.encode(), partition, number)] = None
-                # INVARIANT (released once): whatever a partition says of a window that is over.
-                if one.window is not None and (over is None or one.window > over):
-                    cells = None if one.cells is None else {cell.encode(): part for cell, part in one.cells.items()}
+                # INVARIANT (released once): whatever a partition says of a window that is over, or not yet closed.
+                if one.window is not None and one.window <= through and (over is None or one.window > over):
+                    cells = None
+                    # INVARIANT (fail closed): what was counted under another rule has other cells and sums.
+                    if one.cells is not None and one.shape == shape:
+                        cells = {cell.encode(): part for cell, part in one.cells.items()}
                     windows.setdefault(one.window, []).append(cells)
         del self._answers[purpose]
-        self._over_through[purpose] = through = self._asked[purpose]
+        self._over_through[purpose] = through
         self._changed[b"over %b" % purpose.encode()] = b"%d" % through
         for window in sorted(windows):
             yield Closed(window, self._merged(purpose, windows[window], self._waited(purpose, window, now)))
-        self._due[purpose] = {last: at for last, at in self._due.get(purpose, {}).items() if last > through}
+        due = self._due.get(purpose, {})
+        for last in [last for last in due if last <= through]:
+            del due[last]
+            self._changed[b"due %b %d" % (purpose.encode(), last)] = None
 
     def _waited(self, purpose: str, window: int, now: int) -> int:
         """Return how long ago (ms) the first partition had passed a window."""
@@ -205,6 +216,10 @@ class Rounds:
                 self._watermarks[int(rest)] = _decode_progress(value).watermark
             elif kind == "partial":
                 answers.append(_decode_partial(self._sealed.open(value, key)))
+            elif kind == "due":
+                purpose, _, last = rest.partition(" ")
+                if purpose in self.rules:
+                    self._due.setdefault(purpose, {})[int(last)] = int(value)
             elif kind not in ("asked", "over"):
                 raise ValueError("not a key of ours")
             elif rest in self.rules:

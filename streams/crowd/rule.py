@@ -7,6 +7,7 @@ Rules of this file:
 
 import math
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 __all__ = ["LEAST_K", "UNIT", "CrowdRule", "Noise", "Sum", "fixed"]
@@ -92,6 +93,19 @@ class CrowdRule:
     noise: Noise | None = None
     top: int | None = None
     """tell only so many of the largest cells"""
+
+    def shape(self) -> str:
+        """Return what tells what was counted under this rule from what was counted under one that counts otherwise.
+
+        >>> rule = CrowdRule("stock", 5, 3_600_000, 0, ("country",))
+        >>> rule.shape() == CrowdRule("stock", 50, 3_600_000, 60_000, ("country",)).shape()
+        True
+        >>> rule.shape() == CrowdRule("stock", 5, 3_600_000, 0, ("city",)).shape()
+        False
+        """
+        sums = [(one.path, one.low, one.high) for one in self.sums]
+        said = self.window, self.by, sums, self.most_per_person, self.most_events, self.noise
+        return blake2b(repr(said).encode(), digest_size=6).hexdigest()
 
     def window_of(self, recorded: int) -> int:
         """Return the beginning of the window in which an event lies.

@@ -109,7 +109,7 @@ class Counting:
         work.sends.setdefault((kept, view.partition), []).extend(state)
         windows = self.counts.close(purpose, through, still_allows(view.consents, purpose, self._skew, view.now))
         key = purpose.encode()
-        for one in partials(purpose, view.partition, through, windows):
+        for one in partials(self.counts.rules[purpose], view.partition, through, windows):
             place = said, partition_of(key, view.partitions)
             work.sends.setdefault(place, []).append(_sealed(self._seal, said, key, one))
 

@@ -88,9 +88,8 @@ class Crowd:
         wanted = self.wanted()
         found = [f"{cell} is told {times} times" for cell, times in told.items() if times > 1]
         found += [f"window {window} is complete {times} times" for window, times in complete.items() if times > 1]
-        found += [
-            f"window {window} is complete, and nobody was in it" for window in complete.keys() - self.windows.keys()
-        ]
+        over = {window for window, *_ in wanted}
+        found += [f"window {window} is complete, and nothing of it told" for window in complete.keys() - over]
         found += [f"{cell} is told, and not wanted" for cell in told.keys() - wanted]
         return found + [f"{cell} is wanted, and not told" for cell in wanted - told.keys()]
 

@@ -249,11 +249,12 @@ def _close_windows(scene: Scene, traffic: Traffic) -> None:
     topic = shop.plan.purposes[COUNTRIES].topic
     scene.count("windows of crowds", len(crowd.windows))
     scene.count("windows of crowds released before the end", len(complete(shop.read(topic))))
+    wanted = {window for window, *_ in crowd.wanted()}
     last = shop.start(script=AHEAD, gate=scene.gate)
     try:
-        wait_until(lambda: complete(shop.read(topic)) >= crowd.windows.keys(), "all windows are released", DRAINED)
+        wait_until(lambda: complete(shop.read(topic)) >= wanted, "all windows are released", DRAINED)
     except AssertionError as error:
-        error.add_note(f"missing: {sorted(crowd.windows.keys() - complete(shop.read(topic)))}; {last.log[-2000:]}")
+        error.add_note(f"missing: {sorted(wanted - complete(shop.read(topic)))}; {last.log[-2000:]}")
         raise
     end_worker(scene, last)
     found = crowd.findings(shop.read(topic))

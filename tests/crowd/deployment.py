@@ -89,7 +89,7 @@ class Deployment:
         counts, purpose = self._counts[partition], self.rule.purpose
         self._logs[partition] += counts.done(purpose, closing.through)
         windows = counts.close(purpose, closing.through, self._allows)
-        return list(partials(purpose, partition, closing.through, windows))
+        return list(partials(self.rule, partition, closing.through, windows))
 
     def _allows(self, subject: bytes, earliest: int) -> bool:
         return self.since.get(subject.decode(), earliest + 1) <= earliest

@@ -155,10 +155,11 @@ def test_cells_come_through_partials_and_state_as_they_are(
     before = deepcopy([mine, rest])
     assert merged(iter([mine, rest])) == {cell: Part(count, count, []) for cell, count in people.items()}
     assert [mine, rest] == before
-    rounds = Rounds([rule(fields)], 1, MasterKey(bytes(32)))
+    counted = rule(fields)
+    rounds = Rounds([counted], 1, MasterKey(bytes(32)))
     rounds.restore(
         iter([(b"asked stock", b"0"), (b"progress 0", b'{"type":"progress","partition":0,"watermark":100}')])
     )
-    written = [msgspec.json.encode(one) for one in partials("stock", 0, 0, [(0, mine), (0, rest)])]
+    written = [msgspec.json.encode(one) for one in partials(counted, 0, 0, [(0, mine), (0, rest)])]
     over = [closed for one in written for closed in rounds.partial(msgspec.json.decode(one, type=Partial))]
     assert [closed.cells for closed in over] == ([merged(iter([mine, rest]))] if people else [])

@@ -40,15 +40,17 @@ class Lane:
 
     def answer(self, closing: Closing) -> None:
         """Write what the windows come to, a record for each cell or for a full window, and then that this was all."""
-        number = 0
+        number, shape = 0, PURPOSES[closing.purpose].shape()
         for (purpose, window), cells in sorted(self.windows.items()):
             if purpose == closing.purpose and self.closed[purpose] < window <= closing.through:
                 chunks: list[Told | None] = [{cell.decode(): Part(many, many, [])} for cell, many in cells.items()]
                 for chunk in chunks if len(cells) <= PURPOSES[purpose].most_cells else [None]:
-                    self.queue.append(Partial(purpose, self.partition, closing.through, number, window, chunk, False))
+                    self.queue.append(
+                        Partial(purpose, self.partition, closing.through, number, window, chunk, False, shape)
+                    )
                     number += 1
         self.closed[closing.purpose] = closing.through
-        self.queue.append(Partial(closing.purpose, self.partition, closing.through, number, None, {}, True))
+        self.queue.append(Partial(closing.purpose, self.partition, closing.through, number, None, {}, True, shape))
 
 
 class StageTwo(RuleBasedStateMachine):
@@ -58,6 +60,7 @@ class StageTwo(RuleBasedStateMachine):
     def it_begins(self, partitions: int) -> None:
         self.lanes = [Lane(number) for number in range(partitions)]
         self.log: Log = []
+        self.since: list[tuple[int, int]] = []
         self.read: list[Progress | Partial] = []
         self.passed: dict[int, int] = {}
         self.clock = 0
@@ -69,7 +72,6 @@ class StageTwo(RuleBasedStateMachine):
     def restart(self) -> None:
         self.rounds = Rounds(list(PURPOSES.values()), len(self.lanes), MASTER)
         self.rounds.restore(iter(self.log))
-        self.since: list[tuple[int, int]] = []
         """each time of the clock at which it has heard that a lane is further, and how far; a restart forgets it"""
 
     def transaction(self, record: Progress | Partial) -> None:
@@ -229,8 +231,8 @@ def in_a_round(partitions: int = 2) -> Rounds:
 def answer(partition: int, through: int = 0, people: int = 3) -> list[Partial]:
     cells = {CELLS[0].decode(): Part(people, people, [])}
     return [
-        Partial("stock", partition, through, 0, 0, cells, False),
-        Partial("stock", partition, through, 1, None, {}, True),
+        Partial("stock", partition, through, 0, 0, cells, False, PURPOSES["stock"].shape()),
+        Partial("stock", partition, through, 1, None, {}, True, PURPOSES["stock"].shape()),
     ]
 
 
@@ -309,7 +311,7 @@ def test_a_window_waits_from_when_the_first_partition_has_passed_it(behind: int,
         assert not list(rounds.progress(Progress(partition, watermark), clock))
     assert list(rounds.progress(Progress(2, 25), behind)) == [Closing("stock", 10)]
     windows = [(start, {CELLS[0]: Part(3, 3, [])}) for start in (0, 10)]
-    records = [record for one in range(3) for record in partials("stock", one, 10, windows)]
+    records = [record for one in range(3) for record in partials(PURPOSES["stock"], one, 10, windows)]
     over = [closed for record in records for closed in rounds.partial(record, behind)]
     assert [closed.window for closed in over] == [0, 10]
     assert [closed.window for closed in over if closed.cells is not None] == told
@@ -325,8 +327,9 @@ def test_a_window_before_a_time_in_which_nothing_happens_is_told() -> None:
             for closing in rounds.progress(Progress(partition, watermark), clock):
                 asked.append(closing.through)
                 windows = [(0, {CELLS[0]: Part(3, 3, [])})] if closing.through >= 0 else []
-                for record in (record for one in (0, 1) for record in partials("stock", one, closing.through, windows)):
-                    over += rounds.partial(record, clock)
+                for one in (0, 1):
+                    for record in partials(PURPOSES["stock"], one, closing.through, windows):
+                        over += rounds.partial(record, clock)
     assert asked == [-10, 80]
     assert [(closed.window, closed.cells is not None) for closed in over] == [(0, True)]
 
@@ -362,12 +365,12 @@ NARROW = CrowdRule("stock", 5, window=10, late=5, by=("place",), sums=(Sum("pric
 def test_a_round_in_which_a_policy_comes_to_count_otherwise_ends_and_mixes_nothing(other: CrowdRule) -> None:
     before = Rounds([NARROW], 2, MASTER)
     assert [closing for one in (0, 1) for closing in before.progress(Progress(one, 15))] == [Closing("stock", 0)]
-    for record in partials("stock", 0, 0, [(0, {CELLS[0]: Part(9, 9, [9]), CELLS[1]: Part(9, 9, [9])})]):
+    for record in partials(NARROW, 0, 0, [(0, {CELLS[0]: Part(9, 9, [9]), CELLS[1]: Part(9, 9, [9])})]):
         assert not list(before.partial(record))
     after = Rounds([other], 2, MASTER)
     after.restore(before.take_changes())
     cell, part = cell_of(*["UK"] * len(other.by)), Part(7, 7, [7] * len(other.sums))
-    over = [closed for record in partials("stock", 1, 0, [(0, {cell: part})]) for closed in after.partial(record)]
+    over = [closed for record in partials(other, 1, 0, [(0, {cell: part})]) for closed in after.partial(record)]
     for closed in over:
         released = told_of(other, closed.cells)
         assert released is None or released.cells in ({}, {cell: part})

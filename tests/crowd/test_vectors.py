@@ -19,9 +19,14 @@ DATA = Path(os.environ.get("CELOSIA_DATA") or Path(__file__).parents[3] / "share
 FOLDER = DATA / "vectors" / "k_anonymity"
 
 
-def sets() -> list[dict[str, Any]]:
-    file = FOLDER / "expected.json"
-    return json.loads(file.read_text()) if file.exists() else []
+SETS = ["adult_anonymized_10.csv.gz", "drugs_k5.csv", "StudentsMath_Score_k7.csv", "stroke_k10.csv"]
+
+
+def expected_of(file: str) -> dict[str, Any]:
+    if not FOLDER.exists():
+        pytest.skip(f"no {FOLDER.name}: CELOSIA_DATA names the folder that it is in")
+    [expected] = [one for one in json.loads((FOLDER / "expected.json").read_text()) if one["file"] == file]
+    return dict(expected)
 
 
 def counted(rule: CrowdRule, rows: list[dict[str, str]]) -> dict[Cell, Part]:
@@ -39,9 +44,10 @@ def rows_of(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-@pytest.mark.parametrize("expected", sets(), ids=lambda one: one["file"])
-def test_a_published_set_has_its_known_k(expected: dict[str, Any]) -> None:
-    rows, k = rows_of(FOLDER / expected["file"]), expected["k"]
+@pytest.mark.parametrize("file", SETS)
+def test_a_published_set_has_its_known_k(file: str) -> None:
+    expected = expected_of(file)
+    rows, k = rows_of(FOLDER / file), expected["k"]
     rule = CrowdRule("stock", max(k, LEAST_K), window=100, late=0, by=tuple(expected["quasi_identifiers"]))
     cells = counted(rule, rows)
     assert len(cells) == expected["classes"]
@@ -51,9 +57,3 @@ def test_a_published_set_has_its_known_k(expected: dict[str, Any]) -> None:
         assert set(release(rule, cells).cells) == set(cells)
     higher = CrowdRule("stock", max(k + 1, LEAST_K), window=100, late=0, by=rule.by)
     assert set(release(higher, cells).cells) < set(cells)
-
-
-def test_the_sets_are_there() -> None:
-    if not FOLDER.exists():
-        pytest.skip(f"no {FOLDER.name}: CELOSIA_DATA names the folder of the vectors")
-    assert len(sets()) >= 4

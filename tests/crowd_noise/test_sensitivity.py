@@ -137,5 +137,5 @@ def test_one_person_keeps_no_cell_of_others_out_when_partitions_come_together() 
     rounds = Rounds([rule], 2, key)
     closings = [closing for partition in (0, 1) for closing in rounds.progress(Progress(partition, 100))]
     assert closings == [Closing("stock", 0)]
-    records = [record for one, cells in enumerate((ana, others)) for record in partials("stock", one, 0, [(0, cells)])]
+    records = [record for one, cells in enumerate((ana, others)) for record in partials(rule, one, 0, [(0, cells)])]
     assert [closed for record in records for closed in rounds.partial(record)] == [Closed(0, ana | others)]

@@ -45,7 +45,7 @@ def _published(people: list[bytes]) -> list[Output]:
     (closing,) = rounds.progress(Progress(0, HOUR))
     windows = counts.close("stock", closing.through, lambda subject, earliest: True)
     outputs: list[Output] = []
-    for record in partials("stock", 0, closing.through, windows):
+    for record in partials(rules[0], 0, closing.through, windows):
         for closed in rounds.partial(record):
             released = told_of(rules[0], closed.cells)
             if released is not None:

@@ -50,6 +50,15 @@ def _counted(world: "World") -> Cells:
     return cells
 
 
+def _wanted(counted: Cells) -> set[tuple[int, str, int, int]]:
+    """What must be told: window, page, people and events of each cell."""
+    return {
+        (window, name.decode(), *cells[name.decode()])
+        for window, cells in counted.items()
+        for name in guarded_on_one_line({page.encode(): many for page, (many, _) in cells.items()}, K)
+    }
+
+
 def _told(world: "World") -> tuple[Counter[tuple[int, str, int, int]], Counter[int]]:
     """The cells that are told, and the windows that are said to be complete, each with how often."""
     cells: Counter[tuple[int, str, int, int]] = Counter()
@@ -69,7 +78,7 @@ def left(world: "World") -> list[str]:
     """Return the windows that are still to be released."""
     if not _exact(world):
         return []
-    open_ = sorted(_counted(world).keys() - _told(world)[1].keys())
+    open_ = sorted({window for window, *_ in _wanted(_counted(world))} - _told(world)[1].keys())
     return [f"window {(window - BASE) / 1000:.0f} s is not told" for window in open_]
 
 
@@ -87,13 +96,7 @@ def findings(world: "World", power: "Counter[str]") -> list[str]:
                 if b"canary" in b"%b %b" % (entry.key or b"", entry.value or b"") and entry.control is None:
                     found.append(f"{topic}[{number}]@{entry.offset} names a person")
     if _exact(world):
-        wanted = {
-            (window, page, *cells[page])
-            for window, cells in counted.items()
-            for page in map(
-                bytes.decode, guarded_on_one_line({page.encode(): many for page, (many, _) in cells.items()}, K)
-            )
-        }
+        wanted = _wanted(counted)
         power["cells of crowds compared"] += len(wanted)
         found += [f"{cell} is told, and not wanted" for cell in told.keys() - wanted]
         found += [f"{cell} is wanted, and not told" for cell in wanted - told.keys()]
