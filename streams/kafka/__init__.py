@@ -3,6 +3,7 @@ above it:
 
     port         what a lane needs of a broker, about ten methods; the exceptions it may raise
     partitioner  which partition a key belongs to, and who owns it
+    steps        waits for a step, but not past the order to stop
     follower     one partition of the consent topic, all of it, in memory
     work         what a lane and its agent say to each other
     lane         the exactly-once worker of one partition number, written against the port

@@ -10,9 +10,11 @@ Rules of this file:
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from streams.consent import BARRIER, Consents
 from streams.kafka.port import ConsentPort, OffsetsGone, PortError, Unreadable, describe
+from streams.kafka.steps import begin
 
 __all__ = ["Follower"]
 
@@ -73,10 +75,11 @@ class Follower:
             self.topic_id = first.topic_id
             self.era += 1
             self._set(first.offset, changed=True)
-        reading = asyncio.ensure_future(self._port.read_consents())
-        asked = asyncio.ensure_future(self._rewind.wait())
+        reading = begin(self._port.read_consents())
+        asked = begin(self._rewind.wait())
+        both: list[asyncio.Future[Any]] = [reading, asked]
         try:
-            await asyncio.wait([reading, asked], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
             asked.cancel()
             if not reading.done() or self._rewind.is_set():

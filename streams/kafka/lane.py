@@ -29,6 +29,7 @@ from streams.consent import Consents
 from streams.event import Reason
 from streams.kafka.follower import Follower
 from streams.kafka.port import Batch, Fenced, LanePort, OffsetsGone, PortError, Sends, Unreadable, describe
+from streams.kafka.steps import Stopped, begin, unless
 from streams.kafka.work import BoundAgent, LaneSettings, LaneState, Receipt, State, View, Watch, Work
 from streams.outcome import Coordinates, Output, QuarantineRecord, quarantined
 from streams.plan import Plan
@@ -97,7 +98,7 @@ class Lane:
         try:
             while not self._stopping.is_set():
                 try:
-                    if not await self._unless_stopped(self._port.confirm()):
+                    if not await unless(self._stopping, self._port.confirm()):
                         raise Fenced
                     await self._start()
                     await self._work()
@@ -107,13 +108,13 @@ class Lane:
                     self._become(LaneState.FENCED)
                 except PortError as error:
                     self._become(LaneState.RESTARTING, describe(error))
-                except _Stopped:
+                except Stopped:
                     return
                 await self._port.close_producer(abort=True)
                 pause = self._settings.pause if self._progress else min(2 * pause, 5.0)
                 self._progress = False
-                with suppress(_Stopped):
-                    await self._unless_stopped(asyncio.sleep(pause))
+                with suppress(Stopped):
+                    await unless(self._stopping, asyncio.sleep(pause))
         finally:
             await self._port.close_producer(abort=True)
             await self._port.close()
@@ -162,11 +163,11 @@ class Lane:
                 ) from None
 
     async def _work(self) -> None:
-        reading: asyncio.Task[list[Batch]] | None = None
+        reading: asyncio.Future[list[Batch]] | None = None
         try:
             while True:
                 if reading is None:
-                    reading = asyncio.ensure_future(self._port.read_batch())
+                    reading = begin(self._port.read_batch())
                 await self._wait_for(reading)
                 if reading.done():
                     done, reading = reading, None
@@ -186,20 +187,20 @@ class Lane:
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)
 
-    async def _wait_for(self, reading: "asyncio.Task[list[Batch]]") -> None:
+    async def _wait_for(self, reading: "asyncio.Future[list[Batch]]") -> None:
         """Wait for a batch, for a consent change without a receipt, or for the order to stop."""
         if self._stopping.is_set():
-            raise _Stopped
-        waits: list[asyncio.Future[object]] = [reading, asyncio.ensure_future(self._stopping.wait())]  # type: ignore[list-item]
+            raise Stopped
+        waits: list[asyncio.Future[object]] = [reading, begin(self._stopping.wait())]  # type: ignore[list-item]
         if self._follower is not None:
-            waits.append(asyncio.ensure_future(self._follower.change_after(self._receipted)))
+            waits.append(begin(self._follower.change_after(self._receipted)))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits[1:]:
                 wait.cancel()
         if self._stopping.is_set():
-            raise _Stopped
+            raise Stopped
 
     async def _handle(self, batches: list[Batch]) -> None:
         if self._follower is not None:
@@ -250,7 +251,7 @@ class Lane:
     async def _reached(self, follower: Follower, end: int) -> bool:
         """Wait until the follower has read up to an offset, but not for ever; tell whether it has."""
         try:
-            await self._unless_stopped(follower.reach(end), self._settings.patience)
+            await unless(self._stopping, follower.reach(end), self._settings.patience)
         except TimeoutError:
             self._become(LaneState.PARKED, f"consents at {follower.position} of {end}")
         return follower.position >= end
@@ -334,26 +335,8 @@ class Lane:
         except TimeoutError as error:
             raise PortError("a step took too long") from error
 
-    async def _unless_stopped(self, step: Awaitable[T], seconds: float | None = None) -> T:
-        """Wait for a step, for the order to stop, or for a time-out."""
-        task = asyncio.ensure_future(step)
-        stop = asyncio.ensure_future(self._stopping.wait())
-        try:
-            await asyncio.wait([task, stop], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise _Stopped if stop.done() else TimeoutError
-        finally:
-            stop.cancel()
-            if not task.done():
-                task.cancel()
-
     def _become(self, state: LaneState, why: str = "") -> None:
         if state is not self.state:
             self.state = state
             log.info("lane %s: %s%s", self.name, state, f" ({why})" if why else "")
             self._watch.state(self.name, state)
-
-
-class _Stopped(Exception):
-    """The order to stop came while the lane was waiting."""

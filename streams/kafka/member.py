@@ -9,8 +9,8 @@ Rules of this file:
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
@@ -21,6 +21,7 @@ from streams.kafka.connections import ClientSettings, Connections, quietly, tran
 from streams.kafka.lane import Lane
 from streams.kafka.lanes import GROWN, Lanes
 from streams.kafka.port import PortError, describe
+from streams.kafka.steps import Stopped, unless
 from streams.kafka.work import LaneSettings, LaneState, Work
 from streams.metrics import Metrics
 from streams.plan import Plan
@@ -183,11 +184,13 @@ class Member:
             watch=self._watch,
         )
         try:
-            await self._unless_stopped(self._connect(member, connections))
+            with suppress(Stopped):
+                await unless(self._stopping, self._connect(member, connections))
             if not self._stopping.is_set():
                 member.subscribe(lanes.topics, listener=_Listener(self, member, lanes))
             while not self._stopping.is_set():
-                await self._unless_stopped(asyncio.sleep(1.0))
+                with suppress(Stopped):
+                    await unless(self._stopping, asyncio.sleep(1.0))
                 await self._watch_over(member, lanes, connections)
         finally:
             self._stopping.set()
@@ -201,17 +204,6 @@ class Member:
         async with translated():
             await member.start()
         await connections.start()
-
-    async def _unless_stopped(self, step: Coroutine[Any, Any, None]) -> None:
-        """Take a step, but not to its end when the order to stop comes."""
-        task, stop = asyncio.ensure_future(step), asyncio.ensure_future(self._stopping.wait())
-        try:
-            await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                task.result()
-        finally:
-            for each in (task, stop):
-                each.cancel()
 
     async def _watch_over(self, member: AIOKafkaConsumer, lanes: Lanes, connections: Connections) -> None:
         """Look after lanes that died and after the membership, and measure the lag."""
