@@ -174,6 +174,30 @@ def test_a_decision_outlives_its_coordinator(bench: Bench) -> None:
     assert coordinator.settled
 
 
+def test_a_coordinator_does_nothing_with_what_the_next_one_may_not_have(bench: Bench) -> None:
+    lane, coordinator = bench.lane(), bench.broker.coordinators[0]
+    partition = coordinator.partition
+    bench.do(lane.init_transactions())
+    last = next(
+        node for node in bench.cluster.nodes if node.number not in (partition.leader, (partition.leader + 1) % 3)
+    )
+    bench.cluster.stop(last)
+    bench.process.start(transaction(lane, b"late"))
+    bench.seconds(0.2)
+    assert partition.log.hw < partition.log.end
+    # The next leader has the state too, but not yet all who are in sync.
+    partition.lead((partition.leader + 1) % 3)
+    read, waited = partition.log.end, 0
+    while partition.log.hw < read:
+        assert coordinator._loading
+        bench.seconds(0.01)
+        waited += 1
+    assert waited > 10
+    bench.cluster.resume(last)
+    bench.seconds(5.0)
+    assert bench.seen(OUT) == [b"late"]
+
+
 def test_a_commit_does_not_fail_for_a_batch_that_was_refused(bench: Bench) -> None:
     """As aiokafka has it: the lane's port asks each batch."""
     lane = bench.lane()
