@@ -11,7 +11,7 @@ import pytest
 
 from streams.event import milliseconds
 from tests.kafka.brokers import Broker, Record, produce, wait_until
-from tests.kafka.retail import _sample, consent, customers, event, retail_policy
+from tests.kafka.retail import sample, consent, customers, event, retail_policy
 from tests.kafka.worker import Deployment, deployed
 
 COUNTRIES = "shop.countries"
@@ -55,7 +55,7 @@ def counted(allowed: set[str]) -> dict[tuple[int, str], Told]:
     people: dict[tuple[int, str], set[str]] = defaultdict(set)
     events: Counter[tuple[int, str]] = Counter()
     places: dict[tuple[int, str], str] = {}
-    for line in _sample():
+    for line in sample():
         if line["customer"] in allowed:
             day = milliseconds(line["occurred_at"]) // DAY * DAY
             if places.setdefault((day, line["customer"]), line["country"]) == line["country"]:
@@ -93,11 +93,11 @@ def committed(shop: Deployment, events: float) -> bool:
 def test_countries_by_day_are_counted_exactly_while_workers_are_killed(shop: Deployment) -> None:
     allowed = {who for number, who in enumerate(customers()) if number % 4}
     produce(shop.bootstrap, shop.consents, [consent(who, 1, {COUNTRIES: "crowd"}) for who in sorted(allowed)])
-    produce(shop.bootstrap, shop.raw, [event(line) for line in _sample()])
+    produce(shop.bootstrap, shop.raw, [event(line) for line in sample()])
     days = {day for day, _ in counted(allowed)}
     for share in (0.2, 0.5, 0.8):
         worker = shop.start(session_timeout_ms=6_000)
-        wait_until(partial(committed, shop, share * len(_sample())), f"{share} of all events are committed")
+        wait_until(partial(committed, shop, share * len(sample())), f"{share} of all events are committed")
         worker.kill()
     shop.start(session_timeout_ms=6_000)
     wait_until(lambda: set(published(shop)[1]) >= days, "all days are complete", 40)
@@ -109,14 +109,14 @@ def test_countries_by_day_are_counted_exactly_while_workers_are_killed(shop: Dep
 
 CLOSES_NOTHING = """
 from streams.crowd.rounds import Rounds
-Rounds._closings = lambda self: iter(())
+Rounds.next_closings = lambda self: iter(())
 """
 
 
 def test_who_takes_it_back_before_a_window_closes_is_not_counted(shop: Deployment) -> None:
     everyone = [f"person-{number}" for number in range(12)]
     produce(shop.bootstrap, shop.consents, [consent(who, 1, {COUNTRIES: "crowd"}) for who in everyone])
-    bought = [_sample()[0] | {"customer": who, "country": "Iceland"} for who in everyone]
+    bought = [sample()[0] | {"customer": who, "country": "Iceland"} for who in everyone]
     produce(shop.bootstrap, shop.raw, [event(line) for line in bought])
     first = shop.start(script=CLOSES_NOTHING)
     shop.wait_consumed()
