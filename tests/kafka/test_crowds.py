@@ -11,7 +11,7 @@ import pytest
 
 from streams.event import milliseconds
 from tests.kafka.brokers import Broker, Record, produce, wait_until
-from tests.kafka.retail import sample, consent, customers, event, retail_policy
+from tests.kafka.retail import consent, customers, event, retail_policy, sample
 from tests.kafka.worker import Deployment, deployed
 
 COUNTRIES = "shop.countries"
