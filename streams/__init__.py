@@ -9,12 +9,15 @@ Read it in this order; a module imports only modules above it.
     sources/      bytes to envelope: subject, type, time, id and the fields that the policy names
     consent       what a person allows, and rule 1
     categories    what a field can be, and the red lines
-    policy        the policy file, checked
+    crowd/        what many people did, counted so that nobody can be found in it
+    policy/       the policy file, checked
     plan          the policy compiled
     decision      may this event serve this purpose, and at which rung?
     minimized     the event built up from nothing
     outcome       published, suppressed or quarantined
     pipeline      `process`: all of the above in one pure function. Start here to see the whole
+    aggregate     what is told of a crowd
+    lines         lines of files, and the consents of a file
     files         the same function over files: `celosia filter`
     check         `celosia check`: a policy in words, and what a sample holds that it does not name
     explain       `celosia explain`: what happens to each field of one event, and why

@@ -18,9 +18,9 @@ import msgspec
 from streams.categories import RED_LINES, red_line, suggest
 from streams.consent import Rung
 from streams.event import Reason, Rejected
-from streams.files import Line, TooLong
+from streams.lines import Line, TooLong
 from streams.plan import Plan, SourcePlan
-from streams.policy import Policy
+from streams.policy import Crowd, Policy
 
 __all__ = [
     "Survey",
@@ -95,6 +95,8 @@ def describe(plan: Plan) -> list[str]:
             f"  {name}: up to {purpose.rung}{rotation}, kept for {in_words(purpose.lifetime)}, topic {purpose.topic}",
             f"    {purpose.benefit}",
         ]
+        if purpose.crowd is not None:
+            lines.append(f"    {_counted(purpose.crowd)}")
         lines += [f"    {event}: {fields}" for event, fields in _services(plan, name)]
     lines += ["", "events"]
     for event, rules in policy.events.items():
@@ -105,6 +107,15 @@ def describe(plan: Plan) -> list[str]:
             f"{len(rules) - dropped - published} serve no purpose"
         )
     return [*lines, "", *_red_lines(policy)]
+
+
+def _counted(crowd: Crowd) -> str:
+    sums = f", sums of {', '.join(crowd.sum)}" if crowd.sum else ""
+    noise = f", with noise of epsilon {crowd.noise.epsilon}" if crowd.noise is not None else ""
+    return (
+        f"counts by {', '.join(crowd.by)} in windows of {in_words(crowd.window)}{sums}; a cell of fewer than {crowd.k} "
+        f"people is not told{noise}"
+    )
 
 
 def _services(plan: Plan, purpose: str) -> Iterator[tuple[str, str]]:

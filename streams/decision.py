@@ -11,12 +11,14 @@ purposes and fields does not matter. The oracle is `tests/model.py`, written fro
 """
 
 from streams.consent import Consent, Refusal, rule_1
-from streams.plan import Recipe, Service
+from streams.plan import CrowdRecipe, Recipe, Service
 
 __all__ = ["decide"]
 
 
-def decide(service: Service, consent: Consent | None, recorded: int, now: int, skew: int = 0) -> Recipe | Refusal:
+def decide(
+    service: Service, consent: Consent | None, recorded: int, now: int, skew: int = 0
+) -> Recipe | CrowdRecipe | Refusal:
     """Decide for one purpose: the recipe of the rung in force, or the reason why nothing passes.
 
     `recorded` and `now` are milliseconds; `skew` is the declared difference of clocks.

@@ -90,6 +90,8 @@ class Reason(StrEnum):
     """the broker's bytes are no record: checksum, magic or compression"""
     OUT_OF_RANGE = "out_of_range"
     """the offsets are gone: retention was faster than the worker, or the topic was made anew"""
+    NOT_OURS = "not_ours"
+    """a record on one of celosia's own topics that celosia has not written, or not with this key"""
 
 
 class Rejected(Exception):

@@ -21,7 +21,7 @@ from streams.decision import decide
 from streams.event import RawEvent, Reason, Rejected
 from streams.outcome import Outcome
 from streams.pipeline import Place, moments, process
-from streams.plan import Plan, PurposePlan, Recipe, Service, form_in_force
+from streams.plan import CrowdRecipe, Plan, PurposePlan, Recipe, Service, form_in_force
 from streams.policy import FieldRule
 from streams.sources import Envelope
 from streams.transforms import ABSENT
@@ -54,6 +54,7 @@ WORDS: dict[Refusal | Reason, str] = {
     Reason.TRANSFORM_FAILED: "a form failed on a field",
     Reason.UNREADABLE: "the broker's bytes are no record",
     Reason.OUT_OF_RANGE: "the record is gone from the broker",
+    Reason.NOT_OURS: "it is on one of celosia's own topics, and celosia has not written it with this key",
 }
 """Each refusal and each reason for quarantine in plain words."""
 
@@ -62,6 +63,7 @@ class Fate(StrEnum):
     """What becomes of a field for one purpose."""
 
     PUBLISHED = "published"
+    COUNTED = "counted"
     NOT_FOR_PURPOSE = "not for this purpose"
     DROPPED = "dropped"
     REFUSED = "not published"
@@ -129,8 +131,9 @@ def explain(plan: Plan, place: Place, event: RawEvent, consents: Consents, now: 
     for name, purpose in plan.purposes.items():
         decision = _decision(services.get(name), envelope, place, consents, recorded, latest)
         body = bodies.get(purpose.topic, {})
-        rung, why = _verdict(decision, purpose, outcome, bool(body))
-        spoiled = isinstance(decision, Recipe) and isinstance(outcome.reason, Reason)
+        passed = bool(body) or any(part.purpose == name for part in outcome.crowd)
+        rung, why = _verdict(decision, purpose, outcome, passed)
+        spoiled = not isinstance(decision, Refusal) and isinstance(outcome.reason, Reason)
         fields = tuple(_fields(plan, name, named, outcome.reason if spoiled else decision, envelope, body))
         purposes.append(PurposeFate(name, purpose.topic, rung, why, fields))
     return Explanation(named, outcome, tuple(purposes), unnamed)
@@ -138,7 +141,7 @@ def explain(plan: Plan, place: Place, event: RawEvent, consents: Consents, now: 
 
 def _decision(
     service: Service | None, envelope: Envelope, place: Place, consents: Consents, recorded: int, latest: int
-) -> Recipe | Refusal:
+) -> Recipe | CrowdRecipe | Refusal:
     if envelope.subject is None:
         return Refusal.NO_SUBJECT
     if service is None:
@@ -149,11 +152,13 @@ def _decision(
 
 
 def _verdict(
-    decision: Recipe | Refusal, purpose: PurposePlan, outcome: Outcome, published: bool
+    decision: Recipe | CrowdRecipe | Refusal, purpose: PurposePlan, outcome: Outcome, passed: bool
 ) -> tuple[str | None, str]:
     if isinstance(decision, Refusal):
         return None, f"{decision}: {WORDS[decision]}"
-    if published:
+    if passed and isinstance(decision, CrowdRecipe):
+        return "crowd", f"counted with others; a cell is told if at least {decision.rule.k} people are in it"
+    if passed:
         limit = "the person allows no more" if decision.rung < purpose.highest else "the purpose may use no more"
         return decision.rung.name.lower(), limit
     # One purpose that fails takes the others with it: nothing half made is published.
@@ -162,7 +167,12 @@ def _verdict(
 
 
 def _fields(
-    plan: Plan, purpose: str, event: str, decision: Recipe | Refusal | Reason | None, envelope: Envelope, body: Any
+    plan: Plan,
+    purpose: str,
+    event: str,
+    decision: Recipe | CrowdRecipe | Refusal | Reason | None,
+    envelope: Envelope,
+    body: Any,
 ) -> Iterator[FieldFate]:
     values: dict[str, Any] = {}
     if isinstance(decision, Recipe):
@@ -171,6 +181,8 @@ def _fields(
         where = f"events.{event}.{path}"
         if not plan.policy.serves(rule, purpose):
             yield _not_serving(path, rule, where)
+        elif isinstance(decision, CrowdRecipe):
+            yield _counted(path, decision, envelope, where)
         elif not isinstance(decision, Recipe):
             yield FieldFate(path, Fate.REFUSED, str(decision), f"{where}.for")
         elif path not in values:
@@ -179,6 +191,18 @@ def _fields(
             yield FieldFate(path, Fate.NO_FORM, why, f"{where}.as")
         else:
             yield _formed(path, rule, where, decision.rung, values[path], _holds(body, path))
+
+
+def _counted(path: str, recipe: CrowdRecipe, envelope: Envelope, where: str) -> FieldFate:
+    if path not in recipe.paths:
+        return FieldFate(path, Fate.NO_FORM, "it makes no cell and is not summed up", f"{where}.for")
+    index = recipe.paths.index(path)
+    if recipe.fields(envelope.document)[index] is ABSENT:
+        return FieldFate(path, Fate.ABSENT, "the event has no value there", f"{where}.for")
+    at = f"purposes.{recipe.rule.purpose}.crowd"
+    if index < recipe.cells:
+        return FieldFate(path, Fate.COUNTED, "it makes the cell", f"{at}.by")
+    return FieldFate(path, Fate.COUNTED, "it is summed up, within its range", f"{at}.sum")
 
 
 def _holds(body: Any, path: str) -> bool:
@@ -228,7 +252,8 @@ def render(explanation: Explanation, purpose: str | None = None) -> list[str]:
     """Return an explanation as text; `purpose` leaves the others out."""
     outcome = explanation.outcome
     if outcome.reason is None:
-        lines = [f"published to {len(outcome.outputs)} of {len(explanation.purposes)} purposes"]
+        passed = len(outcome.outputs) + len(outcome.crowd)
+        lines = [f"{outcome.kind} to {passed} of {len(explanation.purposes)} purposes"]
     else:
         lines = [f"{outcome.kind}: {outcome.reason}: {WORDS[outcome.reason]}"]
     if explanation.event:
@@ -245,7 +270,8 @@ def _rendered(fate: PurposeFate) -> Iterator[str]:
     if fate.rung is None:
         yield f"{fate.purpose}: nothing passes"
     else:
-        yield f"{fate.purpose}: published as {fate.rung} to {fate.topic}"
+        what = "counted" if fate.rung == "crowd" else f"published as {fate.rung}"
+        yield f"{fate.purpose}: {what} to {fate.topic}"
     yield f"  {fate.why}"
     wide = max((len(item.path) for item in fate.fields), default=0)
     for item in fate.fields:

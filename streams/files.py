@@ -5,203 +5,41 @@ Rules of this file:
 - Events are streamed: memory does not grow with the input. Consents are held in memory, as in the worker.
 - A file has no timestamps of Kafka: only the event's own time and the clock say when it was recorded, so a source
   whose events carry no time is refused.
-- A consent line that cannot be read denies its subject; where not even the subject can be read, it denies everyone.
+- A file has an end, and with it all windows of crowds: then consents are asked again, and the cells are told.
 - Results appear under their names all together at the end, or not at all.
 """
 
-import json
 import os
 import shutil
-import sys
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
+from streams.aggregate import aggregates, table
 from streams.categories import closest
-from streams.consent import Consents, read_consent
+from streams.consent import Consents
+from streams.crowd import told_of
+from streams.crowd.counts import Counts
 from streams.errors import SettingsError
 from streams.event import RawEvent, Reason
-from streams.outcome import Coordinates, Kind, Outcome, QuarantineRecord, quarantined
-from streams.pipeline import Place, process
-from streams.plan import Plan, SourcePlan
+from streams.lines import Line, TooLong
+from streams.outcome import Coordinates, Kind, Outcome, Output, QuarantineRecord, quarantined
+from streams.pipeline import Place, process, still_allows
+from streams.plan import Plan, SourcePlan, crowd_rules
 
 __all__ = [
-    "MAX_LINE_BYTES",
-    "FileConsents",
-    "Line",
     "OutputFiles",
     "Summary",
-    "TooLong",
     "choose_source",
     "file_place",
     "filter_lines",
     "line_event",
-    "open_input",
     "output_names",
-    "read_consents",
-    "read_document",
-    "read_lines",
 ]
-
-MAX_LINE_BYTES = 16 << 20
-"""A longer line is no event: it is counted and skipped without being held."""
-
-_CHUNK = 1 << 20
-
-
-class TooLong(NamedTuple):
-    """Stands for a line longer than `MAX_LINE_BYTES`: its length in bytes."""
-
-    size: int
-
-
-Line = bytes | TooLong
-"""A line without its end, or the length of one that is too long."""
-
-
-@contextmanager
-def open_input(file: Path | None) -> Iterator[tuple[BinaryIO, Callable[[], int] | None]]:
-    """Open a file, or standard input (None); names that end in `.gz` are unpacked on the way.
-
-    Gives the stream, and a function that tells how many bytes of the file were read (None for standard input).
-
-    Raises:
-        SettingsError: it cannot be opened.
-    """
-    if file is None:
-        yield sys.stdin.buffer, None
-        return
-    try:
-        raw = file.open("rb")
-    except OSError as error:
-        raise SettingsError(f"`{file}` cannot be read: {error.strerror}") from None
-    with raw:
-        if file.suffix == ".gz":
-            import gzip  # only those who read packed files wait for it
-
-            with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
-                yield unpacked, raw.tell  # type: ignore[misc]
-        else:
-            yield raw, raw.tell
-
-
-def read_lines(stream: BinaryIO, name: str, longest: int = MAX_LINE_BYTES) -> Iterator[Line]:
-    r"""Yield the lines of a stream without their ends; `name` is the stream's name in messages.
-
-    >>> import io
-    >>> list(read_lines(io.BytesIO(b'{}\n\n{"much": "too long"}\r\n{}'), "events", longest=8))
-    [b'{}', b'', TooLong(size=20), b'{}']
-
-    Raises:
-        SettingsError: the stream breaks.
-    """
-    try:
-        while line := stream.readline(longest + 2):
-            ended = line.removesuffix(b"\n").removesuffix(b"\r")
-            if len(ended) <= longest:
-                yield ended
-                continue
-            size = len(ended)
-            while not line.endswith(b"\n") and (line := stream.readline(_CHUNK)):
-                size += len(line.removesuffix(b"\n").removesuffix(b"\r"))
-            yield TooLong(size)
-    except (OSError, EOFError, zlib.error) as error:
-        raise SettingsError(f"`{name}` cannot be read to its end ({type(error).__name__}); is it whole?") from None
-
-
-def read_document(file: Path | None) -> bytes:
-    """Return the one JSON document of a file, or of standard input (None), which may stretch over many lines.
-
-    Raises:
-        SettingsError: it cannot be read, is too long, or holds several documents, one a line.
-    """
-    with open_input(file) as (stream, _):
-        try:
-            text = stream.read(MAX_LINE_BYTES + 1).strip(b"\r\n")
-        except (OSError, EOFError, zlib.error) as error:
-            raise SettingsError(f"`{file or '-'}` cannot be read ({type(error).__name__})") from None
-    if len(text) > MAX_LINE_BYTES:
-        raise SettingsError(f"`{file or '-'}` is longer than {MAX_LINE_BYTES} bytes, and so no single record")
-    first, _, rest = text.partition(b"\n")
-    if rest and _is_json(first):
-        raise SettingsError(f"`{file or '-'}` holds several lines, and one record is wanted: head -n 1 takes the first")
-    return text
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-@dataclass(slots=True)
-class FileConsents:
-    """The consents of a file, folded, and what became of its lines."""
-
-    consents: Consents = field(default_factory=Consents)
-    lines: int = 0
-    unreadable: int = 0
-    blocked_by: int | None = None
-    """the first line, counted from 1, whose subject cannot be read: because of it nobody is served"""
-
-    def apply(self, line: Line) -> None:
-        """Fold one line in. What cannot be read denies."""
-        self.lines += 1
-        value = b"" if isinstance(line, TooLong) else line
-        before = self.consents.rejected
-        key = _subject_of(value)
-        self.consents.apply(key, value)
-        self.unreadable += self.consents.rejected - before
-        if key is None and self.blocked_by is None:
-            self.blocked_by = self.lines
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the counts for a summary."""
-        counts = {"lines": self.lines, "subjects": len(self.consents), "unreadable": self.unreadable}
-        return {**counts, "blocked": self.consents.blocked, "blocked_by_line": self.blocked_by}
-
-
-def read_consents(file: Path) -> FileConsents:
-    """Fold a file of consent records, one a line, oldest first. The subject is taken from inside each record.
-
-    Raises:
-        SettingsError: the file cannot be read.
-    """
-    folded = FileConsents()
-    with open_input(file) as (stream, _):
-        for line in read_lines(stream, str(file)):
-            folded.apply(line)
-    return folded
-
-
-def _subject_of(line: bytes) -> bytes | None:
-    """Return the subject of a consent record as the key it would have in Kafka; None: it cannot be told.
-
-    >>> _subject_of(b'{"subject": "ana", "version": "not a number"}')
-    b'ana'
-    >>> _subject_of(b'{"subject": "ana", "subject": "ben"}') is None
-    True
-    """
-    try:
-        return read_consent(line)[0].encode()
-    except ValueError:
-        pass
-    try:
-        # Objects become tuples of pairs, and are told from arrays, which are lists.
-        document = json.loads(line, object_pairs_hook=tuple)
-        found = [value for name, value in document if name == "subject"] if type(document) is tuple else []
-        if len(found) == 1 and type(found[0]) in (str, int):
-            return str(found[0]).encode()
-    except (ValueError, RecursionError):
-        pass
-    return None
 
 
 def choose_source(plan: Plan, name: str | None) -> SourcePlan:
@@ -244,12 +82,14 @@ def line_event(line: bytes, offset: int, now: int) -> RawEvent:
 
 @dataclass(slots=True)
 class Summary:
-    """Counts of what became of the lines: in = published + suppressed + quarantined."""
+    """Counts of what became of the lines: in = published + counted + suppressed + quarantined."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     outputs: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     refusals: dict[str, Counter[str]] = field(default_factory=dict)
+    crowds: dict[str, Counter[str]] = field(default_factory=dict)
+    """by crowd purpose: events by what it did with them, windows, cells told and cells suppressed"""
 
     def count(self, outcome: Outcome) -> None:
         """Count one outcome."""
@@ -263,20 +103,26 @@ class Summary:
         """Return the counts as they are printed."""
         return {
             "in": self.kinds.total(),
-            **{kind.value: self.kinds[kind.value] for kind in Kind},
+            **{kind.value: self.kinds[kind.value] for kind in Kind if kind is not Kind.COUNTED or self.crowds},
             "outputs": dict(self.outputs),
             "reasons": dict(sorted(self.reasons.items())),
             "refusals": {name: dict(sorted(reasons.items())) for name, reasons in sorted(self.refusals.items())},
+            **({"crowds": {name: dict(counts) for name, counts in self.crowds.items()}} if self.crowds else {}),
         }
 
 
-def output_names(plan: Plan) -> dict[str, str]:
+def output_names(plan: Plan, *, csv: bool = False) -> dict[str, str]:
     """Return the file name of each topic that a filter run writes: `<topic>.ndjson`, and `quarantine.ndjson`.
+
+    With `csv` the cells of crowds are written as tables, to `<topic>.csv`.
 
     Raises:
         SettingsError: two topics would have one file.
     """
-    names = {purpose.topic: f"{purpose.topic}.ndjson" for purpose in plan.purposes.values()}
+    names = {
+        purpose.topic: f"{purpose.topic}.{'csv' if csv and purpose.crowd is not None else 'ndjson'}"
+        for purpose in plan.purposes.values()
+    }
     names[plan.policy.topic("quarantine")] = "quarantine.ndjson"
     # Some file systems take `A` and `a` for one name.
     for name, times in Counter(name.casefold() for name in names.values()).items():
@@ -286,14 +132,23 @@ def output_names(plan: Plan) -> dict[str, str]:
 
 
 def filter_lines(
-    plan: Plan, place: Place, consents: Consents, lines: Iterable[Line], files: "OutputFiles", clock: Callable[[], int]
+    plan: Plan,
+    place: Place,
+    consents: Consents,
+    lines: Iterable[Line],
+    files: "OutputFiles",
+    clock: Callable[[], int],
+    *,
+    csv: bool = False,
 ) -> Summary:
-    """Put each line through `process` and write what comes out.
+    """Put each line through `process` and write what comes out; with `csv` the cells of crowds as tables.
 
     The clock (ms) is asked for each line: a consent that runs out while a long input is read has run out.
     """
     summary = Summary(outputs=Counter({purpose.topic: 0 for purpose in plan.purposes.values()}))
     quarantine = plan.policy.topic("quarantine")
+    counts = Counts(crowd_rules(plan), plan.master)
+    summary.crowds = {purpose: Counter() for purpose in counts.rules}
     for offset, line in enumerate(lines):
         if isinstance(line, TooLong):
             outcome = _too_long(line, Coordinates(place.topic or place.source.topic, place.partition, offset), plan)
@@ -305,7 +160,33 @@ def filter_lines(
             files.write(output.topic, output.value)
             if output.topic != quarantine:
                 summary.outputs[output.topic] += 1
+        for part in outcome.crowd:
+            summary.crowds[part.purpose][counts.add(*part)] += 1
+    now = clock()
+    for name in counts.rules:
+        purpose = plan.purposes[name]
+        told = list(_told(plan, name, counts, consents, place.source.clock_skew, now, summary))
+        summary.outputs[purpose.topic] += len(told)
+        for row in table(purpose, told) if csv else (output.value for output in told):
+            files.write(purpose.topic, row)
     return summary
+
+
+def _told(
+    plan: Plan, name: str, counts: Counts, consents: Consents, skew: int, now: int, summary: Summary
+) -> Iterator[Output]:
+    """Close all windows of a crowd purpose and yield what may be told of them."""
+    purpose, tally = plan.purposes[name], summary.crowds[name]
+    allows = still_allows(consents, name, skew, now)
+    for window, cells in counts.close(name, max(counts.open(name), default=0), allows):
+        released = told_of(counts.rules[name], cells)
+        if cells is None or released is None:
+            tally["windows_dropped"] += 1
+            continue
+        tally["windows"] += 1
+        tally["cells_told"] += len(released.cells)
+        tally["cells_suppressed"] += len(cells) - len(released.cells)
+        yield from aggregates(plan, purpose, window, released)
 
 
 def _too_long(line: TooLong, where: Coordinates, plan: Plan) -> Outcome:

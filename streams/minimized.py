@@ -7,13 +7,22 @@ Rules of this file:
   rejects the whole event: nothing half made is published.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
+from streams.crowd.counts import Cell
+from streams.crowd.rule import fixed
 from streams.event import Reason, Rejected
-from streams.plan import Layout, Recipe
+from streams.plan import CrowdRecipe, Layout, Recipe
 from streams.transforms import ABSENT, SCALARS
 
-__all__ = ["minimize"]
+__all__ = ["cell_of", "minimize"]
+
+_encode = msgspec.json.Encoder().encode
+_REMEMBERED = 10_000
+"""So many cells of an event type are not encoded again."""
 
 
 def minimize(document: Any, recipe: Recipe, recorded: int) -> Any:
@@ -34,6 +43,46 @@ def minimize(document: Any, recipe: Recipe, recorded: int) -> Any:
     if not SCALARS.issuperset(map(type, values)):
         values = [value if type(value) in SCALARS else ABSENT for value in values]
     return _fill(recipe.layout, values)
+
+
+def cell_of(document: Any, recipe: CrowdRecipe, recorded: int) -> tuple[Cell, list[int]] | None:
+    """Return the cell of an event and what it adds to the sums, in millionths; None where a value is missing.
+
+    A sum to which the event has no finite number adds 0.
+
+    Raises:
+        Rejected: a form raised.
+    """
+    values: Sequence[Any] = recipe.fields(document)
+    if recipe.forms:
+        values = list(values)
+        try:
+            for index, form in recipe.forms:
+                values[index] = form(values[index], recorded)
+        except Exception:
+            raise Rejected(Reason.TRANSFORM_FAILED) from None
+    cells = recipe.cells
+    sums = [fixed(value) or 0 for value in values[cells:]]
+    of = tuple(values[:cells])
+    for value in of:
+        if type(value) is not str:
+            # Not remembered: 1, 1.0 and true are equal in Python, and so would be their cells.
+            cell = _cell(recipe, of)
+            break
+    else:
+        known = recipe.known.get(of)
+        cell = _cell(recipe, of) if known is None else known
+        if known is None and cell is not None and len(recipe.known) < _REMEMBERED:
+            recipe.known[of] = cell
+    return None if cell is None else (cell, sums)
+
+
+def _cell(recipe: CrowdRecipe, values: tuple[Any, ...]) -> Cell | None:
+    # INVARIANT (minimal): an object or array would carry leaves that nobody named.
+    if not SCALARS.issuperset(map(type, values)):
+        return None
+    at = recipe.type_at
+    return _encode(values if at is None else (*values[:at], recipe.event, *values[at:]))
 
 
 def _fill(layout: Layout, values: list[Any]) -> Any:

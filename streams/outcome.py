@@ -1,4 +1,4 @@
-"""What became of one input: published, suppressed or quarantined. Exactly one of the three, for every input.
+"""What became of one input: published, counted, suppressed or quarantined. Exactly one of them, for every input.
 
 Rules of this file:
 - Suppressed is the ordinary answer where consent or policy say no; it leaves no record, only a count.
@@ -14,13 +14,25 @@ import msgspec
 from streams.consent import Refusal
 from streams.event import Reason
 
-__all__ = ["Coordinates", "Kind", "Outcome", "Output", "QuarantineRecord", "quarantined", "shape_of", "suppressed"]
+__all__ = [
+    "Contribution",
+    "Coordinates",
+    "Kind",
+    "Outcome",
+    "Output",
+    "QuarantineRecord",
+    "quarantined",
+    "shape_of",
+    "suppressed",
+]
 
 
 class Kind(StrEnum):
-    """The three things that can become of an input."""
+    """The things that can become of an input."""
 
     PUBLISHED = "published"
+    COUNTED = "counted"
+    """it adds to crowds, and nothing of it is published by itself"""
     SUPPRESSED = "suppressed"
     QUARANTINED = "quarantined"
 
@@ -39,6 +51,16 @@ class Output(NamedTuple):
     timestamp: int | None
 
 
+class Contribution(NamedTuple):
+    """What one event adds to a crowd purpose: a cell, parts of sums in millionths, and when it was recorded (ms)."""
+
+    purpose: str
+    subject: bytes
+    cell: bytes
+    sums: list[int]
+    recorded: int
+
+
 class Outcome(NamedTuple):
     """What became of one input. `refusals` says, for each purpose it does not serve, why."""
 
@@ -46,6 +68,7 @@ class Outcome(NamedTuple):
     outputs: tuple[Output, ...]
     reason: Refusal | Reason | None = None
     refusals: tuple[tuple[str, Refusal], ...] = ()
+    crowd: tuple[Contribution, ...] = ()
 
 
 class Coordinates(msgspec.Struct, frozen=True):

@@ -13,16 +13,26 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from streams.consent import Consent, Consents, Refusal, Rung
+from streams.consent import Consent, Consents, Refusal, Rung, rule_1
 from streams.decision import decide
 from streams.event import Reason, Record, Rejected
-from streams.minimized import minimize
-from streams.outcome import Coordinates, Kind, Outcome, Output, QuarantineRecord, quarantined, shape_of, suppressed
-from streams.plan import MAX_OUTPUT_BYTES, Plan, PurposePlan, Recipe, Service, SourcePlan
+from streams.minimized import cell_of, minimize
+from streams.outcome import (
+    Contribution,
+    Coordinates,
+    Kind,
+    Outcome,
+    Output,
+    QuarantineRecord,
+    quarantined,
+    shape_of,
+    suppressed,
+)
+from streams.plan import MAX_OUTPUT_BYTES, CrowdRecipe, Plan, PurposePlan, Recipe, Service, SourcePlan
 from streams.sources import Envelope
 from streams.transforms import ABSENT
 
-__all__ = ["Place", "bind", "moments", "process", "quarantine"]
+__all__ = ["Place", "bind", "moments", "process", "quarantine", "still_allows"]
 
 _encode = msgspec.json.Encoder().encode
 _PSEUDONYMOUS, _IDENTIFIED = int(Rung.PSEUDONYMOUS), int(Rung.IDENTIFIED)
@@ -49,8 +59,13 @@ def process(record: Record, place: Place, consents: Consents, plan: Plan, now: i
     return bind(place, consents, plan, now)(record)
 
 
-def bind(place: Place, consents: Consents, plan: Plan, now: int) -> Callable[[Record], Outcome]:
-    """Return `process` with all but the record given: what the records of a batch share is looked up once."""
+def bind(
+    place: Place, consents: Consents, plan: Plan, now: int, times: list[int] | None = None
+) -> Callable[[Record], Outcome]:
+    """Return `process` with all but the record given: what the records of a batch share is looked up once.
+
+    To `times` it appends when each event that can be read was recorded, in ms.
+    """
     source, keyed = place.source, place.keyed
     read, services_of, consent_of = source.reader.read, source.services.get, consents.of
 
@@ -58,6 +73,8 @@ def bind(place: Place, consents: Consents, plan: Plan, now: int) -> Callable[[Re
         try:
             envelope = read(record.value)
             subject = envelope.subject
+            if times is not None:
+                times.append(moments(record.timestamp, envelope.time, now)[0])
             # INVARIANT (default deny): whatever is not known ends in one of these returns.
             if subject is None:
                 return suppressed(Refusal.NO_SUBJECT)
@@ -93,10 +110,18 @@ def _serve(
     source = place.source
     outputs: list[Output] = []
     refusals: list[tuple[str, Refusal]] = []
+    crowd: list[Contribution] = []
     for service in services:
         recipe = decide(service, consent, recorded, latest, source.clock_skew)
         if isinstance(recipe, Refusal):
             refusals.append((service.purpose.name, recipe))
+            continue
+        if isinstance(recipe, CrowdRecipe):
+            counted = cell_of(envelope.document, recipe, recorded)
+            if counted is None:
+                refusals.append((service.purpose.name, Refusal.NOTHING_LEFT))
+            else:
+                crowd.append(Contribution(service.purpose.name, subject, *counted, recorded))
             continue
         body = minimize(envelope.document, recipe, recorded)
         if body is ABSENT:
@@ -105,6 +130,8 @@ def _serve(
         partition, offset = _raw_place(record, place) if source.rekey else (place.partition, record.offset)
         sealed = service.purpose.seal(source.raw_topic, partition, offset)
         outputs.append(_output(service.purpose, recipe, body, subject, consent.version, recorded, sealed))
+    if crowd:
+        return Outcome(_PUBLISHED if outputs else _COUNTED, tuple(outputs), None, tuple(refusals), tuple(crowd))
     if not outputs:
         # The furthest that any purpose came says most about why nothing passed.
         return suppressed(max((why for _, why in refusals), key=_PROGRESS.index), tuple(refusals))
@@ -112,7 +139,7 @@ def _serve(
 
 
 _PROGRESS = list(Refusal)
-_PUBLISHED = Kind.PUBLISHED
+_PUBLISHED, _COUNTED = Kind.PUBLISHED, Kind.COUNTED
 
 
 def moments(timestamp: int, time: int | None, now: int) -> tuple[int, int]:
@@ -134,6 +161,23 @@ def moments(timestamp: int, time: int | None, now: int) -> tuple[int, int]:
         elif time > latest:
             latest = time
     return earliest, latest
+
+
+def still_allows(consents: Consents, purpose: str, skew: int, now: int) -> Callable[[bytes, int], bool]:
+    """Return the question whether a person allows a crowd purpose now, for events recorded as early as a time (ms).
+
+    It is asked when a window closes: who has taken the consent back meanwhile is not counted.
+    """
+
+    def allows(subject: bytes, earliest: int) -> bool:
+        # INVARIANT (fail closed): nothing known, nothing readable, a blocked partition: not counted.
+        consent = None if consents.blocked else consents.of(subject)
+        if consent is None or not consent.readable:
+            return False
+        allowed = rule_1(consent.grants.get(purpose), earliest, now, skew)
+        return not isinstance(allowed, Refusal) and allowed >= Rung.CROWD
+
+    return allows
 
 
 def _output(

@@ -9,18 +9,21 @@ Rules of this file:
   rare number would be a name.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
 
 from streams.consent import RUNGS, Rung
+from streams.crowd.noise import Mechanism
+from streams.crowd.rule import LEAST_K, UNIT, CrowdRule, Sum
+from streams.crowd.rule import Noise as NoiseRule
 from streams.errors import PolicyError
 from streams.event import iso
 from streams.keys import MasterKey, Pseudonyms, Seal
-from streams.policy import FieldRule, Policy, Purpose, Source
+from streams.policy import Crowd, FieldRule, Policy, Purpose, Source
 from streams.sources import SHAPES, DocumentReader, Getter
 from streams.transforms import ABSENT, FORMS, Context, Form
 from streams.transforms.plain import keep
@@ -28,6 +31,7 @@ from streams.transforms.time import floor_to_month
 
 __all__ = [
     "MAX_OUTPUT_BYTES",
+    "CrowdRecipe",
     "Layout",
     "Plan",
     "PurposePlan",
@@ -36,6 +40,7 @@ __all__ = [
     "SourcePlan",
     "Stamp",
     "compile_plan",
+    "crowd_rules",
     "form_in_force",
 ]
 
@@ -102,6 +107,25 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
+class CrowdRecipe:
+    """How one event type becomes a part of a cell: the values that make the cell, and those that are summed up."""
+
+    rung: Rung
+    rule: CrowdRule
+    paths: tuple[str, ...]
+    fields: Getter
+    forms: tuple[tuple[int, Form], ...]
+    """index of a value and the form it is given; a value without one is kept as it is"""
+    event: str
+    type_at: int | None
+    """where among the values of the cell the event type stands; None: nowhere"""
+    cells: int
+    """how many of the values make the cell; the rest are summed up"""
+    known: dict[tuple[Any, ...], bytes] = field(default_factory=dict, compare=False, repr=False)
+    """cells by their values, where these are strings: a cache, which changes nothing"""
+
+
+@dataclass(frozen=True, slots=True)
 class PurposePlan:
     """What all event types share about a purpose."""
 
@@ -111,6 +135,7 @@ class PurposePlan:
     lifetime: int
     pseudonym: Pseudonyms
     seal: Seal
+    crowd: CrowdRule | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +143,7 @@ class Service:
     """One event type serving one purpose. `recipes` is indexed by rung; None: no form at that rung."""
 
     purpose: PurposePlan
-    recipes: tuple[Recipe | None, ...]
+    recipes: tuple[Recipe | CrowdRecipe | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +180,17 @@ def compile_plan(policy: Policy, master: MasterKey, file: str = "policy") -> Pla
     """Compile a checked policy.
 
     Raises:
-        PolicyError: a form's parameters make no sense.
+        PolicyError: a form's parameters, or those of noise, make no sense.
+        SettingsError: there is noise, and what makes it is not installed.
     """
     findings: list[str] = []
     purposes = {name: _purpose(name, purpose, master) for name, purpose in policy.purposes.items()}
+    for name, purpose in purposes.items():
+        if purpose.crowd is not None and purpose.crowd.noise is not None:
+            try:
+                Mechanism(purpose.crowd)
+            except ValueError as error:
+                findings.append(f"purposes.{name}.crowd.noise: {error}")
     sources = []
     for name, source in policy.sources.items():
         fields = [path for named in policy.events.values() for path in named]
@@ -180,6 +212,11 @@ def compile_plan(policy: Policy, master: MasterKey, file: str = "policy") -> Pla
     return Plan(policy, master, tuple(sources), purposes)
 
 
+def crowd_rules(plan: Plan) -> list[CrowdRule]:
+    """Return the rules of all crowd purposes."""
+    return [purpose.crowd for purpose in plan.purposes.values() if purpose.crowd is not None]
+
+
 def form_in_force(rule: FieldRule, rung: Rung) -> tuple[str, Any] | None:
     """Return name and parameters of the form that a field has at a rung, None where it has none.
 
@@ -197,7 +234,26 @@ def form_in_force(rule: FieldRule, rung: Rung) -> tuple[str, Any] | None:
 
 def _purpose(name: str, purpose: Purpose, master: MasterKey) -> PurposePlan:
     pseudonym = Pseudonyms(master, name, purpose.rotate or _DAY)
-    return PurposePlan(name, purpose.topic, RUNGS[purpose.rung], purpose.lifetime, pseudonym, Seal(master, name))
+    rung, crowd = RUNGS[purpose.rung], None if purpose.crowd is None else _crowd_rule(name, purpose.crowd)
+    return PurposePlan(name, purpose.topic, rung, purpose.lifetime, pseudonym, Seal(master, name), crowd)
+
+
+def _crowd_rule(name: str, crowd: Crowd) -> CrowdRule:
+    noise = crowd.noise
+    return CrowdRule(
+        purpose=name,
+        k=max(crowd.k, LEAST_K),
+        window=crowd.window,
+        late=crowd.late,
+        by=tuple(crowd.by),
+        sums=tuple(Sum(path, round(low * UNIT), round(high * UNIT)) for path, (low, high) in crowd.sum.items()),
+        most_per_person=crowd.most_per_person,
+        most_events=crowd.most_events,
+        most_cells=crowd.cells,
+        hold=crowd.hold,
+        noise=None if noise is None else NoiseRule(noise.epsilon, noise.delta, noise.per_day),
+        top=crowd.top,
+    )
 
 
 def _service(
@@ -213,7 +269,12 @@ def _service(
     if not rules:
         return None
     context = Context(purpose.name, policy.purposes[purpose.name].rotate or _DAY, master)
-    recipes: list[Recipe | None] = []
+    if purpose.crowd is not None:
+        if not policy.counts(event, purpose.name):
+            return None
+        crowd = _crowd_recipe(purpose.crowd, event, rules, reader, context, findings)
+        return Service(purpose, tuple(crowd if rung == Rung.CROWD else None for rung in Rung))
+    recipes: list[Recipe | CrowdRecipe | None] = []
     for allowed in Rung:
         # An output that says who it is about is about a person, whatever its fields are: of a source that is not our
         # own dealing with the person, nothing above `anonymous` is made.
@@ -222,16 +283,46 @@ def _service(
         if rung < Rung.ANONYMOUS or rung > purpose.highest or not chosen:
             recipes.append(None)
             continue
-        forms = {}
-        for path, (name, parameters) in chosen.items():
-            try:
-                forms[path] = FORMS[name].make(parameters, context)
-            except (ValueError, TypeError) as error:
-                findings.append(f"events.{event}.{path}, as `{name}`: {error}")
+        forms = _forms(event, chosen, context, findings)
         if not findings:
             floor = _floor(None if source.time is None else rules.get(source.time), rung)
             recipes.append(_recipe(policy, purpose, event, rung, reader, forms, floor))
     return Service(purpose, tuple(recipes))
+
+
+def _forms(event: str, chosen: Mapping[str, tuple[str, Any]], context: Context, findings: list[str]) -> dict[str, Form]:
+    forms = {}
+    for path, (name, parameters) in chosen.items():
+        try:
+            forms[path] = FORMS[name].make(parameters, context)
+        except (ValueError, TypeError) as error:
+            findings.append(f"events.{event}.{path}, as `{name}`: {error}")
+    return forms
+
+
+def _crowd_recipe(
+    rule: CrowdRule,
+    event: str,
+    rules: dict[str, FieldRule],
+    reader: DocumentReader,
+    context: Context,
+    findings: list[str],
+) -> CrowdRecipe | None:
+    paths = [path for path in rule.by if path != "type"]
+    cells = len(paths)
+    # A field that is not there adds nothing to its sum, and one that this event type does not have is never there.
+    paths += [one.path for one in rule.sums]
+    # Who says that a field makes cells says that it is kept: a cell tells it of many people at once.
+    chosen = {
+        path: form_in_force(rules[path], Rung.CROWD) or ("keep", None) if path in rules else ("drop", None)
+        for path in paths
+    }
+    forms = _forms(event, chosen, context, findings)
+    if findings:
+        return None
+    changes = tuple((paths.index(path), form) for path, form in forms.items() if form is not keep)
+    type_at = rule.by.index("type") if "type" in rule.by else None
+    return CrowdRecipe(Rung.CROWD, rule, tuple(paths), reader.getter(paths), changes, event, type_at, cells)
 
 
 def _recipe(

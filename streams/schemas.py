@@ -24,14 +24,16 @@ from typing import Any
 
 import msgspec
 
+from streams.aggregate import Aggregate, Complete
 from streams.categories import known_categories, red_line
 from streams.consent import RUNGS, ConsentRecord, GrantRecord, Rung
+from streams.crowd.rule import LEAST_K
 from streams.event import Reason
-from streams.kafka.lane import Receipt
+from streams.kafka.work import Receipt
 from streams.keys import MasterKey
 from streams.outcome import Coordinates, QuarantineRecord
 from streams.plan import Stamp
-from streams.policy import FieldRule, Policy, Purpose, Source, Topics
+from streams.policy import Crowd, FieldRule, Noise, Policy, Purpose, Source, Topics
 from streams.transforms import FORMS, Context, Kind
 
 __all__ = ["main", "schemas", "text"]
@@ -58,6 +60,8 @@ def schemas() -> dict[str, Schema]:
         "output": ("A minimized event", _output()),
         "quarantine": ("A quarantine record", _quarantine()),
         "receipt": ("A receipt", _receipt()),
+        "aggregate": ("A cell of a crowd", _aggregate(Aggregate)),
+        "complete": ("The end of a window of a crowd", _aggregate(Complete)),
     }
     return {f"{name}.schema.json": _finished(title, schema) for name, (title, schema) in made.items()}
 
@@ -65,12 +69,16 @@ def schemas() -> dict[str, Schema]:
 def _policy() -> Schema:
     schema = Policy.model_json_schema()
     defs = schema["$defs"]
-    for kind in (Source, Purpose, FieldRule, Topics):
+    for kind in (Source, Purpose, FieldRule, Topics, Crowd, Noise):
         _remark(defs[kind.__name__], kind)
     categories = sorted(known_categories())
     red = [category for category in categories if red_line(category)]
     who = [name for name, rung in RUNGS.items() if rung >= Rung.PSEUDONYMOUS]
-    defs["Purpose"] |= {"if": {"properties": {"rung": {"enum": who}}}, "then": {"required": ["rotate"]}}
+    defs["Purpose"] |= {
+        "if": {"properties": {"rung": {"enum": who}}},
+        "then": {"required": ["rotate"]},
+        "else": {"if": {"properties": {"rung": {"const": "crowd"}}}, "then": {"required": ["crowd"]}},
+    }
     rule = defs["FieldRule"]
     rule["properties"]["is"] |= {"enum": categories}
     rule["properties"]["as"] = {
@@ -175,6 +183,30 @@ def _receipt() -> Schema:
     schema["properties"]["through"] |= _COUNT
     schema["properties"]["policy"] |= {"pattern": _PLAN_NAME}
     schema["additionalProperties"] = False
+    return schema
+
+
+def _aggregate(kind: type) -> Schema:
+    schema = _of(kind)
+    for name in ("people", "at_least", "events", "cells", "suppressed_at_least"):
+        if name in schema["properties"]:
+            schema["properties"][name] |= _COUNT
+    for name in ("people", "at_least"):
+        if name in schema["properties"]:
+            schema["properties"][name] |= {"minimum": LEAST_K}
+    if "cell" in schema["properties"]:
+        schema["properties"]["cell"] |= {
+            "minProperties": 1,
+            "additionalProperties": {"type": ["string", "number", "boolean"]},
+        }
+    span, stamp = schema["$defs"]["Span"], schema["$defs"]["AggregateStamp"]
+    for time in span["properties"].values():
+        time |= {"format": "date-time"}
+    stamp["properties"]["version"] |= {"minimum": 1}
+    stamp["properties"]["rung"] = {"const": "crowd"}
+    stamp["properties"]["expires_at"] |= {"format": "date-time"}
+    for part in (schema, *schema["$defs"].values()):
+        part["additionalProperties"] = False
     return schema
 
 

@@ -23,7 +23,7 @@ partition before it is taken, and may raise `PortError`, or wait.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -113,9 +113,11 @@ class MemoryBroker:
         self._logs[topic, partition] = _Log(topic_id=self.log(topic, partition).topic_id + b"'")
         self._change()
 
-    def lane(self, name: str, topics: list[str], consents: str, partition: int) -> "MemoryLane":
+    def lane(
+        self, name: str, topics: list[str], consents: str, partition: int, state: str | None = None
+    ) -> "MemoryLane":
         """Return a port for one lane; `name` is its transactional id."""
-        return MemoryLane(self, name, topics, consents, partition)
+        return MemoryLane(self, name, topics, consents, partition, state)
 
     def consents(self, topic: str, partition: int) -> "MemoryConsents":
         """Return a port for one follower."""
@@ -240,13 +242,22 @@ class MemoryConsents:
 class MemoryLane:
     """A `LanePort` on a broker in memory. `member` says what the group coordinator would say of this worker."""
 
-    def __init__(self, broker: MemoryBroker, name: str, topics: list[str], consents: str, partition: int) -> None:
+    def __init__(
+        self,
+        broker: MemoryBroker,
+        name: str,
+        topics: list[str],
+        consents: str,
+        partition: int,
+        state: str | None = None,
+    ) -> None:
         self.member = True
         self.most = 1_000
         self._broker = broker
         self._name = name
         self._topics = topics
         self._consents = consents
+        self._state = state
         self._partition = partition
         self._positions: dict[str, int] = {}
         self._epoch = 0
@@ -265,7 +276,8 @@ class MemoryLane:
     async def committed(self) -> dict[str, int | None]:
         """See the port."""
         await self._broker.step("committed", self._partition)
-        return {topic: self._broker.committed.get((topic, self._partition)) for topic in self._topics}
+        topics = [*self._topics, *([] if self._state is None else [self._state])]
+        return {topic: self._broker.committed.get((topic, self._partition)) for topic in topics}
 
     async def seek(self, offsets: Mapping[str, int | None]) -> None:
         """See the port."""
@@ -291,6 +303,12 @@ class MemoryLane:
             if batches:
                 return batches
             await self._broker.changed()
+
+    async def read_state(self, through: int) -> AsyncIterator[Sequence[Entry]]:
+        """See the port."""
+        await self._broker.step("read_state", self._partition)
+        if self._state is not None:
+            yield self._broker.read(self._state, self._partition)
 
     def lag(self) -> dict[str, int]:
         """See the port."""
@@ -322,15 +340,17 @@ class MemoryLane:
         self._check_epoch()
         self._transaction = self._broker._begin(self._name)
 
-    async def send(self, sends: Sends) -> None:
+    async def send(self, sends: Sends) -> dict[tuple[str, int], int]:
         """See the port."""
         await self._broker.step("send", self._partition)
         transaction = self._open_transaction()
+        ends: dict[tuple[str, int], int] = {}
         for (topic, partition), outputs in sends.items():
             transaction.touched.add((topic, partition))
             for output in outputs:
-                timestamp = output.timestamp or 0
-                self._broker._write(topic, partition, output.key, output.value, timestamp, output.headers, transaction)
+                given = output.key, output.value, output.timestamp or 0, output.headers
+                ends[topic, partition] = self._broker._write(topic, partition, *given, transaction) + 1
+        return ends
 
     async def send_offsets(self, offsets: Mapping[str, int]) -> None:
         """See the port."""

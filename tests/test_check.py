@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams.check import Survey, describe, survey, unnamed_leaves
-from streams.files import Line, TooLong
 from streams.keys import MasterKey
+from streams.lines import Line, TooLong
 from streams.plan import Plan, compile_plan
 from streams.policy import load_policy
 

@@ -19,11 +19,12 @@ from hypothesis import given
 from streams.consent import Consents
 from streams.errors import PolicyError
 from streams.event import RawEvent
-from streams.kafka.agents import BoundAgent, minimize, rekey
-from streams.kafka.lane import Lane, LaneSettings, LaneState, View, Work
+from streams.kafka.agents import minimize, rekey
+from streams.kafka.lane import Lane
 from streams.kafka.lanes import Lanes
 from streams.kafka.partitioner import owner_of, partition_of
 from streams.kafka.port import Batch, PortError
+from streams.kafka.work import BoundAgent, LaneSettings, LaneState, View, Work
 from streams.keys import MasterKey
 from streams.outcome import Output
 from streams.pipeline import Place, process

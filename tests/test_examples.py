@@ -6,6 +6,8 @@ the oracle in `tests/model.py`; one test here holds them against the oracle, the
 `unknown-words` are the program's own, checked line by line against the policies, so they only guard against change.
 """
 
+import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +34,7 @@ SECRET = bytes(32)
 WANTED = {
     "bad-policy",
     "expired",
+    "in-a-crowd",
     "lower-rung",
     "no-consent",
     "recorded-before-consent",
@@ -42,7 +45,8 @@ WANTED = {
 
 STORIES = sorted(folder for folder in EXAMPLES.iterdir() if folder.is_dir())
 REFUSED = [story for story in STORIES if (story / "expected" / "refused.txt").exists()]
-TOLD = [story for story in STORIES if story not in REFUSED]
+COUNTED = [story for story in STORIES if list((story / "expected").glob("*.csv"))]
+TOLD = [story for story in STORIES if story not in REFUSED + COUNTED]
 FILES = [story for story in TOLD if not (story / "stream.ndjson").exists()]
 
 
@@ -139,6 +143,9 @@ def test_every_story_is_there() -> None:
 def test_a_story_is_whole(story: Path) -> None:
     wanted = {"README.md", "policy.yaml", "expected"}
     results = {"refused.txt"}
+    if story in COUNTED:
+        wanted |= {"now.txt", "consents.ndjson", "events.ndjson"}
+        results = {name.replace(".ndjson", ".csv") for name in output_files(story).values()}
     if story in TOLD:
         wanted |= {"now.txt", "consents.ndjson", "events.ndjson"} if story in FILES else {"now.txt", "stream.ndjson"}
         results = {"outcomes.ndjson", "quarantine.ndjson", *output_files(story).values()}
@@ -198,34 +205,46 @@ def test_the_program_makes_of_a_story_what_is_expected(story: Path) -> None:
         assert made == expected(story, files.get(topic, "quarantine.ndjson")), topic
 
 
-@named(FILES)
-def test_celosia_filter_makes_the_same_of_a_story(story: Path, tmp_path: Path) -> None:
-    key = tmp_path / "key"
+def filtered(story: Path, folder: Path, *more: str) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Run `celosia filter`; return its files and its summary."""
+    key = folder / "key"
     key.touch(mode=0o600)
     key.write_text(SECRET.hex())
-    arguments = [
-        "filter",
-        "--out",
-        tmp_path / "out",
-        "--key-file",
-        key,
-        "--now",
-        (story / "now.txt").read_text().strip(),
-    ]
+    arguments = ["filter", "--out", folder / "out", "--key-file", key, *more]
+    arguments += ["--now", (story / "now.txt").read_text().strip()]
     for option, file in (("policy", "policy.yaml"), ("consents", "consents.ndjson"), ("events", "events.ndjson")):
         arguments += [f"--{option}", story / file]
     result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
-    made = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    return {file.name: file.read_bytes() for file in (folder / "out").iterdir()}, json.loads(result.stdout)
+
+
+@named(FILES)
+def test_celosia_filter_makes_the_same_of_a_story(story: Path, tmp_path: Path) -> None:
+    made, summary = filtered(story, tmp_path)
     assert set(made) == {*output_files(story).values(), "quarantine.ndjson"}
     for name, content in made.items():
         assert [json.loads(line) for line in content.splitlines()] == expected(story, name), name
     same = b"".join(output.value + b"\n" for outcome in run(story) for output in outcome.outputs)
     assert sorted(b"".join(made.values()).splitlines()) == sorted(same.splitlines())
-    summary = json.loads(result.stdout)
     kinds = [outcome["outcome"] for outcome in expected(story, "outcomes.ndjson")]
     assert summary["in"] == len(kinds)
     assert all(summary[kind] == kinds.count(kind) for kind in ("published", "suppressed", "quarantined"))
+
+
+@named(COUNTED)
+def test_a_crowd_is_told_as_expected_in_both_forms(story: Path, tmp_path: Path) -> None:
+    (tmp_path / "json").mkdir()
+    tables, _ = filtered(story, tmp_path, "--csv")
+    files, summary = filtered(story, tmp_path / "json")
+    assert summary["counted"] + summary["suppressed"] == summary["in"] == len(documents(story / "events.ndjson"))
+    for file in (story / "expected").iterdir():
+        assert tables[file.name] == file.read_bytes()
+        told = list(csv.DictReader(io.StringIO(file.read_text())))
+        cells = [json.loads(line) for line in files[f"{file.stem}.ndjson"].splitlines()]
+        assert [(cell["people"], cell["events"]) for cell in cells if "cell" in cell] == [
+            (int(row["people"]), int(row["events"])) for row in told
+        ]
 
 
 # What is refused

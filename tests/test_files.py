@@ -17,21 +17,9 @@ from hypothesis import strategies as st
 
 from streams.consent import Consents
 from streams.errors import SettingsError
-from streams.files import (
-    FileConsents,
-    OutputFiles,
-    TooLong,
-    choose_source,
-    file_place,
-    filter_lines,
-    line_event,
-    open_input,
-    output_names,
-    read_consents,
-    read_document,
-    read_lines,
-)
+from streams.files import OutputFiles, choose_source, file_place, filter_lines, line_event, output_names
 from streams.keys import MasterKey
+from streams.lines import FileConsents, TooLong, open_input, read_consents, read_document, read_lines
 from streams.pipeline import process
 from streams.plan import Plan, compile_plan
 from streams.policy import load_policy, parse_policy

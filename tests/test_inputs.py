@@ -21,9 +21,10 @@ from streams.errors import SettingsError
 from streams.event import RawEvent
 from streams.kafka.agents import minimize
 from streams.kafka.follower import Follower
-from streams.kafka.lane import Lane, LaneSettings
+from streams.kafka.lane import Lane
 from streams.kafka.member import MetricsWatch
 from streams.kafka.partitioner import owner_of
+from streams.kafka.work import LaneSettings
 from streams.keys import MasterKey, installation_key
 from streams.metrics import Metrics
 from streams.outcome import Outcome, Output
@@ -183,7 +184,7 @@ class Bench:
         port, watch = self.broker.lane(f"lane-{at}", ["shop.raw"], "shop.consents", at), self.watch
         settings = LaneSettings(patience=10.0, deadline=5.0, pause=0.0)
         lane = Lane(
-            "minimize", at, minimize.function, port, follower,
+            minimize, at, port, follower,
             plan=self.plan, partitions=PARTITIONS, clock=lambda: NOW, settings=settings, watch=watch,
         )  # fmt: skip
         self._tasks += [asyncio.ensure_future(follower.run()), asyncio.ensure_future(lane.run())]

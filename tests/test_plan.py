@@ -11,7 +11,7 @@ import pytest
 from streams.consent import Rung
 from streams.errors import PolicyError
 from streams.keys import MasterKey, Pseudonyms, Seal
-from streams.plan import Plan, Recipe, compile_plan, form_in_force
+from streams.plan import Plan, compile_plan, form_in_force
 from streams.policy import FieldRule, parse_policy
 from streams.transforms import time as forms_of_time
 
@@ -34,7 +34,7 @@ def plan_of(fields: dict[str, Any], sources: dict[str, Any] | None = None, **pur
     return compile_plan(parse_policy(json.dumps(policy).encode()), MasterKey(bytes(32)), "shop.yaml")
 
 
-def recipes_of(plan: Plan, source: int = 0) -> dict[str, Recipe | None]:
+def recipes_of(plan: Plan, source: int = 0) -> dict[str, Any]:
     (service,) = plan.sources[source].services["seen"]
     return {rung.name.lower(): service.recipes[rung] for rung in Rung}
 
@@ -228,7 +228,7 @@ def test_a_time_that_another_purpose_may_know_does_not_count() -> None:
         "page": BEHAVIOR | {"for": ["ads"], "as": {"anonymous": "keep"}},
     }
     ads, news = plan_of(fields, ads={}, news={}).sources[0].services["seen"]
-    floors = [service.recipes[Rung.IDENTIFIED] for service in (ads, news)]
+    floors: list[Any] = [service.recipes[Rung.IDENTIFIED] for service in (ads, news)]
     assert [recipe.floor(AT) for recipe in floors if recipe] == [AT - AT % DAY, AT]
 
 

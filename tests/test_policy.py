@@ -85,8 +85,9 @@ KNOWN_OF_SOURCE = "(known: topic, shape, own, subject, type, time, id, key, cloc
         ("type: what", "type: what\n    zzz: 1", f"line 9, sources.web.zzz: `zzz` is not known here {KNOWN_OF_SOURCE}"),
         (
             "rotate: 30d",
-            "rotate: 30d\n    crowd: {k: 20}",
-            "line 15, purposes.ads.crowd: `crowd` is not known here (known: benefit, topic, rung, lifetime, rotate)",
+            "rotate: 30d\n    crowds: {k: 20}",
+            "line 15, purposes.ads.crowds: `crowds` is not known here; did you mean `crowd`? "
+            "(known: benefit, topic, rung, lifetime, rotate, crowd)",
         ),
         (
             "drop: not needed",
@@ -98,7 +99,7 @@ KNOWN_OF_SOURCE = "(known: topic, shape, own, subject, type, time, id, key, cloc
             "version: 1",
             "version: 1\ntopics: {receipt: r}",
             "line 3, topics.receipt: `receipt` is not known here; did you mean `receipts`? "
-            "(known: consents, receipts, quarantine, rekeyed)",
+            "(known: consents, receipts, quarantine, rekeyed, counting, closings, partials, rounds)",
         ),
     ],
 )
@@ -393,11 +394,10 @@ def test_a_name_that_only_begins_like_pricing_is_another_purpose() -> None:
 
 
 @pytest.mark.parametrize("name", ["ads", "pricing"])
-def test_the_crowd_gate_is_not_part_of_this_version(name: str) -> None:
+def test_a_crowd_purpose_says_how_it_counts(name: str) -> None:
     text = with_(("  ads:", f"  {name}:"), ("for: [ads]", f"for: [{name}]"), ("rung: pseudonymous", "rung: crowd"))
     assert findings(text) == [
-        f"line 13, purposes.{name}.rung: the crowd gate is not part of this version; raise the rung or leave the "
-        "purpose out"
+        f"line 10, purposes.{name}.crowd: it is missing: say how it counts, with k, window, by and most_per_person"
     ]
 
 

@@ -55,8 +55,9 @@ def test_commands_that_need_no_broker_run_as_they_are_written(command: str, tmp_
     assert done.returncode == 0, done.stderr
     if "filter" in command:
         summary = json.loads(done.stdout)
-        assert summary["in"] == summary["published"] + summary["suppressed"] + summary["quarantined"] > 0
-        assert summary["published"] > 0
+        kinds = {kind: summary.get(kind, 0) for kind in ("published", "counted", "suppressed", "quarantined")}
+        assert summary["in"] == sum(kinds.values())
+        assert kinds["published"] + kinds["counted"] > 0
 
 
 def test_targets_of_make_that_the_readme_names_exist() -> None:

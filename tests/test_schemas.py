@@ -23,11 +23,13 @@ from jsonschema import Draft202012Validator, FormatChecker
 
 from streams.consent import read_consent
 from streams.event import RawEvent, Reason
-from streams.files import choose_source, file_place, read_consents
+from streams.files import choose_source, file_place
 from streams.kafka.agents import minimize
 from streams.kafka.follower import Follower
-from streams.kafka.lane import Lane, LaneSettings, LaneState, Work
+from streams.kafka.lane import Lane
+from streams.kafka.work import LaneSettings, LaneState, Work
 from streams.keys import MasterKey
+from streams.lines import read_consents
 from streams.outcome import Kind
 from streams.pipeline import Place, process, quarantine
 from streams.plan import compile_plan
@@ -406,7 +408,7 @@ async def test_a_real_receipt_fits() -> None:
     follower = Follower(0, broker.consents(consents, 0), lambda _key: True)
     port = broker.lane("lane-0", [plan.sources[0].topic], consents, 0)
     lane = Lane(
-        "minimize", 0, minimize.function, port, follower,
+        minimize, 0, port, follower,
         plan=plan, partitions=1, clock=lambda: 0, settings=LaneSettings(), watch=Unwatched(),
     )  # fmt: skip
     tasks = [asyncio.ensure_future(follower.run()), asyncio.ensure_future(lane.run())]

@@ -12,7 +12,7 @@ from streams.cli.options import READABLE, READABLE_OR_STDIN, key_file_option, po
 from streams.errors import SettingsError
 
 if TYPE_CHECKING:
-    from streams.files import Line
+    from streams.lines import Line
     from streams.plan import Plan
 
 __all__ = ["check", "compile_unpublished", "explain", "filter_", "key", "known_purpose", "trace"]
@@ -62,7 +62,8 @@ def check(file: Path, sample: Path | None, source: str | None, strict: bool) -> 
     With --sample, also tell what the events hold that the policy does not name. No value of an event is shown.
     """
     from streams.check import describe, survey, warnings
-    from streams.files import choose_source, open_input, read_lines
+    from streams.files import choose_source
+    from streams.lines import open_input, read_lines
 
     plan = compile_unpublished(file)
     _print(describe(plan))
@@ -109,7 +110,8 @@ def explain(
         raise click.UsageError("give either --consents or --consent")
     from streams.explain import explain as explained
     from streams.explain import render
-    from streams.files import FileConsents, choose_source, file_place, line_event, read_consents, read_document
+    from streams.files import choose_source, file_place, line_event
+    from streams.lines import FileConsents, read_consents, read_document
 
     plan = compile_unpublished(policy)
     known_purpose(plan, purpose)
@@ -132,6 +134,7 @@ def explain(
 @key_file_option
 @_source
 @click.option("--now", metavar="TIME", callback=_moment, help="Decide as of this time (RFC 3339); now, unless given.")
+@click.option("--csv", is_flag=True, help="Write the cells of crowd purposes as tables, not as JSON.")
 @click.option("--force", is_flag=True, help="Replace files that are there.")
 def filter_(policy: Path, consents: Path, events: Path, out: Path, **options: Any) -> None:
     """Filter events from a file into one file for each topic.
@@ -140,24 +143,16 @@ def filter_(policy: Path, consents: Path, events: Path, out: Path, **options: An
     """
     import json
 
-    from streams.files import (
-        OutputFiles,
-        choose_source,
-        file_place,
-        filter_lines,
-        open_input,
-        output_names,
-        read_consents,
-        read_lines,
-    )
+    from streams.files import OutputFiles, choose_source, file_place, filter_lines, output_names
     from streams.keys import installation_key
+    from streams.lines import open_input, read_consents, read_lines
     from streams.plan import compile_plan
     from streams.policy import load_policy
 
     checked = load_policy(policy)
     plan = compile_plan(checked, installation_key(options["key_file"]), str(policy))
     place = file_place(plan, choose_source(plan, options["source"]))
-    names = output_names(plan)
+    names = output_names(plan, csv=options["csv"])
     folded = read_consents(consents)
     if folded.blocked_by is not None:
         message = (
@@ -172,7 +167,7 @@ def filter_(policy: Path, consents: Path, events: Path, out: Path, **options: An
         _progress(events, position) as watched,
     ):
         lines = watched(read_lines(stream, str(events)))
-        summary = filter_lines(plan, place, folded.consents, lines, files, clock)
+        summary = filter_lines(plan, place, folded.consents, lines, files, clock, csv=options["csv"])
     counts = {"policy": plan.name, "source": place.source.name, **summary.as_dict(), "consents": folded.as_dict()}
     click.echo(json.dumps(counts, indent=2))
 

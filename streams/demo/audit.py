@@ -25,8 +25,8 @@ import orjson
 from streams.consent import RUNGS, ConsentRecord, Rung
 from streams.demo.shop import Act, Line, Rungs
 from streams.errors import SettingsError
-from streams.kafka.lane import Receipt
 from streams.kafka.traffic import Received
+from streams.kafka.work import Receipt
 from streams.outcome import Coordinates, QuarantineRecord
 from streams.plan import Plan, PurposePlan
 

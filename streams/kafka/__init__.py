@@ -5,8 +5,10 @@ above it:
     partitioner  which partition a key belongs to, and who owns it
     steps        waits for a step, but not past the order to stop
     follower     one partition of the consent topic, all of it, in memory
+    work         what a lane and its agent say to each other
     lane         the exactly-once worker of one partition number, written against the port
-    agents       `rekey` and `minimize`: what one transaction shall hold, from a batch
+    crowds       what a partition counts, and what is collected of all of them
+    agents       `rekey`, `minimize` and `release`: what one transaction shall hold, from a batch
     lanes        the lanes and followers of the partition numbers that are one worker's
     withdraw     writes a withdrawal, and waits until it is in force everywhere
     topic_id     asks a broker for the id of a topic

@@ -7,50 +7,66 @@ agent returns is committed with the offsets of its batch, or not at all.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any, Literal
 
 from streams.consent import Refusal
 from streams.event import Rejected
-from streams.kafka.lane import Agent, View, Work
+from streams.kafka.crowds import Collecting, Counting
 from streams.kafka.partitioner import partition_of
 from streams.kafka.port import Batch
+from streams.kafka.work import Agent, BoundAgent, View, Work
 from streams.outcome import Outcome, Output, suppressed
 from streams.pipeline import Place, bind, quarantine
-from streams.plan import Plan, SourcePlan
+from streams.plan import Plan, SourcePlan, crowd_rules
 
-__all__ = ["AGENTS", "BoundAgent", "agent", "minimize", "rekey"]
-
-
-@dataclass(frozen=True, slots=True)
-class BoundAgent:
-    """An agent with the topics it reads under a plan, and whether consents govern it (then each batch is gated)."""
-
-    name: str
-    function: Agent
-    topics: Callable[[Plan], list[str]]
-    gated: bool
+__all__ = ["AGENTS", "agent", "minimize", "rekey", "release"]
 
 
-def agent(topics: Callable[[Plan], list[str]], *, gated: bool) -> Callable[[Agent], BoundAgent]:
-    """Bind a function to its topics."""
-    return lambda function: BoundAgent(function.__name__, function, topics, gated)
+def agent(topics: Callable[[Plan], list[str]], *, gated: bool, **options: Any) -> Callable[[Agent], BoundAgent]:
+    """Bind a function to its topics; `options` are those of `BoundAgent`."""
+    return lambda function: BoundAgent(function.__name__, function, topics, gated, **options)
 
 
 def _minimized_topics(plan: Plan) -> list[str]:
-    return sorted(source.topic for source in plan.sources)
+    closings = [plan.policy.topic("closings")] if crowd_rules(plan) else []
+    return sorted([source.topic for source in plan.sources] + closings)
 
 
 def _rekeyed_topics(plan: Plan) -> list[str]:
     return sorted(source.raw_topic for source in plan.sources if source.rekey)
 
 
-@agent(_minimized_topics, gated=True)
+def _kept_in(of: Literal["counting", "rounds"]) -> Callable[[Plan], str | None]:
+    return lambda plan: plan.policy.topic(of) if crowd_rules(plan) else None
+
+
+def _nothing_comes(view: View) -> Work:
+    return Work({}, {}) if view.state is None else view.state.work(view)
+
+
+@agent(
+    _minimized_topics,
+    gated=True,
+    state_topic=_kept_in("counting"),
+    state=lambda plan, _partition, _partitions: Counting(plan),
+    idle=_nothing_comes,
+)
 def minimize(batch: Batch, view: View) -> Work:
-    """Decide about each event and publish what is left of it."""
+    """Decide about each event, publish what is left of it, and count what may be told of many people only."""
+    counting: Counting | None = view.state
+    if counting is not None and batch.topic == view.plan.policy.topic("closings"):
+        return counting.answer(batch, view)
     source = next(source for source in view.plan.sources if source.topic == batch.topic)
-    place = Place(source, view.partition)
-    process = bind(place, view.consents, view.plan, view.now)
-    return _work(source, view.partition, [process(record) for record in batch.records])
+    times: list[int] | None = None if counting is None else []
+    process = bind(Place(source, view.partition), view.consents, view.plan, view.now, times)
+    outcomes = [process(record) for record in batch.records]
+    work = _work(source, view.partition, outcomes)
+    if counting is not None:
+        work.tallies.update(counting.count(part for outcome in outcomes for part in outcome.crowd))
+        if times:
+            counting.seen(batch.topic, max(times))
+        work.sends.update(counting.work(view).sends)
+    return work
 
 
 @agent(_rekeyed_topics, gated=False)
@@ -83,10 +99,10 @@ def rekey(batch: Batch, view: View) -> Work:
 def _work(source: SourcePlan, partition: int, outcomes: list[Outcome]) -> Work:
     """Sort the outputs of a batch by where they go, and count what became of its events."""
     tallies: Counter[tuple[str, ...]] = Counter()
-    for (kind, reason), count in Counter([(kind, reason) for kind, _, reason, _ in outcomes]).items():
+    for (kind, reason), count in Counter([(kind, reason) for kind, _, reason, _, _ in outcomes]).items():
         tallies[(kind, source.name, "", reason or "")] = count
     by_topic: dict[str, list[Output]] = {}
-    for _, outputs, _, refusals in outcomes:
+    for _, outputs, _, refusals, _ in outcomes:
         for output in outputs:
             topic = output[0]
             if topic in by_topic:
@@ -100,5 +116,16 @@ def _work(source: SourcePlan, partition: int, outcomes: list[Outcome]) -> Work:
     return Work({(topic, partition): outputs for topic, outputs in by_topic.items()}, tallies)
 
 
-AGENTS = (rekey, minimize)
+def _partials_topics(plan: Plan) -> list[str]:
+    return [plan.policy.topic("partials")] if crowd_rules(plan) else []
+
+
+@agent(_partials_topics, gated=False, state_topic=_kept_in("rounds"), state=Collecting)
+def release(batch: Batch, view: View) -> Work:
+    """Close windows of crowds when all partitions have passed them, and tell the cells that may be told."""
+    collecting: Collecting = view.state
+    return collecting.work(batch, view)
+
+
+AGENTS = (rekey, minimize, release)
 """All agents, in the order in which an event meets them."""

@@ -20,11 +20,11 @@ from faust.app.base import BootStrategy
 
 from streams.errors import CelosiaError
 from streams.kafka.connections import ClientSettings
-from streams.kafka.lane import LaneSettings
 from streams.kafka.member import Member
 from streams.kafka.ops import OpsPage
 from streams.kafka.port import PortError, describe
 from streams.kafka.topics import check_topics
+from streams.kafka.work import LaneSettings
 from streams.keys import installation_key
 from streams.plan import Plan, compile_plan
 from streams.policy import load_policy

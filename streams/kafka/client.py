@@ -8,18 +8,19 @@ Rules of this file (each a hazard of aiokafka 0.14, read in its source or met in
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka import errors as kafka_errors
 
 from streams.consent import BARRIER
-from streams.kafka.agents import BoundAgent
+from streams.event import Record
 from streams.kafka.connections import ClientSettings, Connections, quietly, translated
 from streams.kafka.internals import OneCommitProducer, fill, hand_on_raw_records
 from streams.kafka.port import Batch, ConsentBatch, Mark, PortError, Sends
 from streams.kafka.topic_id import topic_id
+from streams.kafka.work import BoundAgent
 from streams.plan import Plan
 
 __all__ = ["AiokafkaConsents", "AiokafkaLane", "KafkaPorts"]
@@ -64,12 +65,22 @@ class AiokafkaConsents:
 class AiokafkaLane:
     """Reads and writes for one lane (a `LanePort`)."""
 
-    def __init__(self, connections: Connections, name: str, partition: int, topics: list[str], consents: str) -> None:
+    def __init__(
+        self,
+        connections: Connections,
+        name: str,
+        partition: int,
+        topics: list[str],
+        consents: str,
+        state: str | None = None,
+    ) -> None:
         self._shared = connections
         self._settings = connections.settings
         self._name = f"{name}-{partition}"
+        self._partition = partition
         self._tps = {topic: TopicPartition(topic, partition) for topic in topics}
         self._consent_tp = TopicPartition(consents, partition)
+        self._state_tp = None if state is None else TopicPartition(state, partition)
         self._consumer: AIOKafkaConsumer | None = None
         self._producer: OneCommitProducer | None = None
         self._offsets: dict[TopicPartition, int] = {}
@@ -106,8 +117,9 @@ class AiokafkaLane:
     async def committed(self) -> dict[str, int | None]:
         """See the port."""
         async with translated():
-            offsets = await self._own_producer.committed(self._settings.group, list(self._tps.values()))
-            return {topic: offsets[tp] for topic, tp in self._tps.items()}
+            mine = [*self._tps.values(), *([] if self._state_tp is None else [self._state_tp])]
+            offsets = await self._own_producer.committed(self._settings.group, mine)
+            return {tp.topic: offsets[tp] for tp in mine}
 
     async def seek(self, offsets: Mapping[str, int | None]) -> None:
         """See the port."""
@@ -132,7 +144,27 @@ class AiokafkaLane:
             raise PortError("not started")
         async with translated():
             records = await consumer.getmany(timeout_ms=1_000)
+            if not records:
+                # All that came is handled; the ends of transactions, which nobody commits, are no lag.
+                self._next |= {topic: await consumer.position(tp) for topic, tp in self._tps.items()}
             return [Batch(tp.topic, batch, await consumer.position(tp)) for tp, batch in records.items() if batch]
+
+    async def read_state(self, through: int) -> AsyncIterator[Sequence[Record]]:
+        """See the port."""
+        tp = self._state_tp
+        if tp is None:
+            return
+        async with translated():
+            consumer = await _reader(self._settings, f"state-{self._name}", [tp])
+            try:
+                position = (await consumer.beginning_offsets([tp]))[tp]
+                end = max(through, (await consumer.end_offsets([tp]))[tp])
+                consumer.seek(tp, position)
+                while position < end:
+                    yield (await consumer.getmany(tp, timeout_ms=500)).get(tp, [])
+                    position = await consumer.position(tp)
+            finally:
+                await quietly(consumer.stop())
 
     def lag(self) -> dict[str, int]:
         """See the port."""
@@ -164,25 +196,28 @@ class AiokafkaLane:
             async with translated():
                 await self._own_producer.begin_transaction()
 
-    async def send(self, sends: Sends) -> None:
+    async def send(self, sends: Sends) -> dict[tuple[str, int], int]:
         """See the port."""
-        producer = self._own_producer
-        futures = []
+        producer, ends = self._own_producer, dict[tuple[str, int], int]()
+        futures, counts = [], []
         async with translated():
             for (topic, partition), outputs in sends.items():
                 done = 0
                 while done < len(outputs):
                     batch = producer.create_batch()
-                    done = fill(batch, outputs, done)
+                    before, done = done, fill(batch, outputs, done)
+                    counts.append(done - before)
                     futures.append(await producer.send_batch(batch, topic, partition=partition))
             # INVARIANT (exactly once): a commit does not fail for a rejected batch, so each one is asked for.
-            for outcome in await asyncio.gather(*futures, return_exceptions=True):
+            for outcome, count in zip(await asyncio.gather(*futures, return_exceptions=True), counts, strict=True):
                 if isinstance(outcome, BaseException):
                     raise outcome
+                ends[outcome.topic, outcome.partition] = outcome.offset + count
+        return ends
 
     async def send_offsets(self, offsets: Mapping[str, int]) -> None:
         """See the port."""
-        self._offsets = {self._tps[topic]: offset for topic, offset in offsets.items()}
+        self._offsets = {TopicPartition(topic, self._partition): offset for topic, offset in offsets.items()}
         if self._settings.transactional:
             async with translated():
                 await self._own_producer.send_offsets_to_transaction(self._offsets, self._settings.group)
@@ -194,7 +229,7 @@ class AiokafkaLane:
                 await self._own_producer.commit_transaction()
             elif self._offsets:
                 await self._shared.member.commit(self._offsets)
-        self._next |= {tp.topic: offset for tp, offset in self._offsets.items()}
+        self._next |= {tp.topic: offset for tp, offset in self._offsets.items() if tp != self._state_tp}
 
     async def close_producer(self, abort: bool) -> None:
         """See the port."""
@@ -230,7 +265,8 @@ class KafkaPorts:
 
     def lane(self, agent: BoundAgent, partition: int) -> AiokafkaLane:
         """Return the port of one lane."""
-        return AiokafkaLane(self._connections, agent.name, partition, agent.topics(self._plan), self._topic)
+        topics, state = agent.topics(self._plan), agent.state_topic(self._plan)
+        return AiokafkaLane(self._connections, agent.name, partition, topics, self._topic, state)
 
     def consents(self, partition: int) -> AiokafkaConsents:
         """Return the port of one follower."""

@@ -21,9 +21,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Literal, Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -32,95 +30,15 @@ from streams.event import Reason
 from streams.kafka.follower import Follower
 from streams.kafka.port import Batch, Fenced, LanePort, OffsetsGone, PortError, Sends, Unreadable, describe
 from streams.kafka.steps import Stopped, begin, unless
+from streams.kafka.work import BoundAgent, LaneSettings, LaneState, Receipt, State, View, Watch, Work
 from streams.outcome import Coordinates, Output, QuarantineRecord, quarantined
 from streams.plan import Plan
 
-__all__ = ["Agent", "Gate", "Lane", "LaneSettings", "LaneState", "Receipt", "View", "Watch", "Work"]
+__all__ = ["Lane"]
 
 log = logging.getLogger("celosia.lane")
 _encode = msgspec.json.Encoder().encode
 T = TypeVar("T")
-
-
-Gate = Literal["fast", "strict"]
-
-
-class LaneState(StrEnum):
-    """What a lane is doing, for operators."""
-
-    STARTING = "starting"
-    GATE = "first gate"
-    RUNNING = "running"
-    PARKED = "parked at the gate"
-    RESTARTING = "restarting"
-    FENCED = "fenced"
-    STOPPED = "stopped"
-
-
-class Receipt(msgspec.Struct):
-    """The value of a record on the receipt topic; its key is the lane's partition.
-
-    Once it is visible (read_committed), every consent change of `topic`[`partition`] below the offset `through` is in
-    force: no output computed without it becomes visible after. It names nobody: who wrote a consent knows its offset.
-    """
-
-    topic: str
-    partition: int
-    through: int
-    policy: str
-
-
-@dataclass(frozen=True, slots=True)
-class LaneSettings:
-    """Seconds, and which gate. No promise rests on a time: they only bound how long a failure stays unnoticed."""
-
-    patience: float = 10.0
-    """after this long at the gate the lane says that it is parked"""
-    deadline: float = 30.0
-    """after this long a step of a transaction counts as failed"""
-    pause: float = 0.1
-    """wait before the first restart; doubles up to 5 s"""
-    gate: Gate = "fast"
-    """`fast` asks the consent partition's leader for its end; `strict` writes a barrier and reads up to it"""
-
-
-@dataclass(slots=True)
-class Work:
-    """What one transaction shall hold, from one batch: outputs by topic and partition, and what to count."""
-
-    sends: dict[tuple[str, int], list[Output]]
-    tallies: dict[tuple[str, ...], int]
-
-
-class Watch(Protocol):
-    """What a lane tells those who watch it. Never a payload."""
-
-    def state(self, lane: str, state: LaneState) -> None:
-        """The lane's state has changed."""
-
-    def gate(self, lane: str, seconds: float) -> None:
-        """The gate was passed after so long."""
-
-    def committed(self, lane: str, work: Work, seconds: float, offsets: Mapping[str, int]) -> None:
-        """A transaction was committed; it took so long, from begin to the commit's answer."""
-
-    def receipt(self, lane: str, through: int, written: list[int]) -> None:
-        """A receipt was committed for consent records with these Kafka timestamps (ms)."""
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What an agent sees besides its batch. `partitions` is how many partitions consents and raw topics have."""
-
-    plan: Plan
-    partition: int
-    partitions: int
-    consents: Consents
-    now: int
-
-
-Agent = Callable[[Batch, View], Work]
-"""Turns a batch of a lane's partition into work. No await, no I/O."""
 
 
 class Lane:
@@ -128,9 +46,8 @@ class Lane:
 
     def __init__(
         self,
-        name: str,
+        agent: BoundAgent,
         partition: int,
-        agent: Agent,
         port: LanePort,
         follower: Follower | None,
         *,
@@ -140,7 +57,7 @@ class Lane:
         settings: LaneSettings,
         watch: Watch,
     ) -> None:
-        self.name = f"{name}-{partition}"
+        self.name = f"{agent.name}-{partition}"
         self.partition = partition
         self.state = LaneState.STARTING
         self._agent = agent
@@ -148,6 +65,9 @@ class Lane:
         self._follower = follower
         self._plan = plan
         self._partitions = partitions
+        self._state_topic = agent.state_topic(plan)
+        self._known: State | None = None
+        """what the agent knows from earlier batches"""
         self._clock = clock
         self._settings = settings
         self._watch = watch
@@ -206,11 +126,41 @@ class Lane:
         # the commit of the owner before us, and its batch would be published twice.
         await self._within(self._port.init_transactions())
         committed = self._told = await self._within(self._port.committed())
-        await self._within(self._port.seek(committed))
+        if self._state_topic is not None:
+            await self._restore(committed.get(self._state_topic) or 0)
+        await self._within(
+            self._port.seek({topic: at for topic, at in committed.items() if topic != self._state_topic})
+        )
         self._become(LaneState.GATE)
         if self._follower is not None:
             await self._gate(self._follower)
         self._become(LaneState.RUNNING)
+
+    async def _restore(self, through: int) -> None:
+        """Read what earlier batches have left.
+
+        INVARIANT (exactly once): up to where it was when the offsets were committed that this start goes by. A leader
+        that is cut off does not have all of it.
+        """
+        found: dict[bytes, bytes] = {}
+        batches = aiter(self._port.read_state(through))
+        while (records := await self._within(anext(batches, None))) is not None:
+            for record in records:
+                # As compaction does it, and in the order in which they were written.
+                found.pop(record.key or b"", None)
+                if record.value is not None:
+                    found[record.key or b""] = record.value
+        if self._agent.state is not None:
+            self._known = self._agent.state(self._plan, self.partition, self._partitions)
+            try:
+                for _ in self._known.restore(list(found.items())):
+                    await asyncio.sleep(0)
+            except ValueError:
+                # INVARIANT (fail closed): nothing is counted on top of what is not known. The error quotes records.
+                raise PortError(
+                    f"{self._state_topic}: the state cannot be read; it was made with another key, or somebody else "
+                    "writes there"
+                ) from None
 
     async def _work(self) -> None:
         reading: asyncio.Future[list[Batch]] | None = None
@@ -228,6 +178,8 @@ class Lane:
                         continue
                     if batches:
                         await self._handle(batches)
+                    elif self._agent.idle is not None and (work := self._agent.idle(self._view())).sends:
+                        await self._commit(work, {})
                 elif self._follower is not None and self._follower.changed > self._receipted:
                     await self._commit(Work({}, {}), {})
         finally:
@@ -260,16 +212,21 @@ class Lane:
         await self._commit(work, {batch.topic: batch.next_offset for batch in batches})
 
     def _process(self, batches: list[Batch]) -> Work:
-        consents = Consents() if self._follower is None else self._follower.consents
-        view = View(self._plan, self.partition, self._partitions, consents, self._clock())
-        work = self._agent(batches[0], view)
+        view = self._view()
+        work = self._agent.function(batches[0], view)
         for batch in batches[1:]:
-            more = self._agent(batch, view)
+            more = self._agent.function(batch, view)
             for place, outputs in more.sends.items():
                 work.sends.setdefault(place, []).extend(outputs)
             for tally, count in more.tallies.items():
                 work.tallies[tally] = work.tallies.get(tally, 0) + count
         return work
+
+    def _view(self) -> View:
+        consents = Consents() if self._follower is None else self._follower.consents
+        return View(
+            self._plan, self.partition, self._partitions, consents, self._clock(), self._known, self._port.lag()
+        )
 
     async def _gate(self, follower: Follower) -> None:
         loop = asyncio.get_running_loop()
@@ -312,10 +269,11 @@ class Lane:
             receipt = self._receipt(self._follower.position)
             sends = {**work.sends, (receipt.topic, self.partition): [receipt]}
         await self._within(self._port.begin())
-        if sends:
-            await self._within(self._port.send(sends))
-        if offsets:
-            await self._within(self._port.send_offsets(offsets))
+        ends = await self._within(self._port.send(sends)) if sends else {}
+        state = self._state_topic
+        kept = {state: ends[state, self.partition]} if state and (state, self.partition) in ends else {}
+        if offsets or kept:
+            await self._within(self._port.send_offsets({**offsets, **kept}))
             await self._make_sure()
         await self._within(self._port.commit())
         self._progress = True
@@ -359,9 +317,12 @@ class Lane:
         topic = self._plan.policy.topic("quarantine")
         where = Coordinates(gone.topic, self.partition, gone.position)
         record = QuarantineRecord(where, reason.value, self._plan.name, "absent", 0, to_offset=on)
-        kind, outputs, _, _ = quarantined(topic, record, reason)
-        source = next(source for source in self._plan.sources if gone.topic in (source.topic, source.raw_topic))
-        passed: dict[tuple[str, ...], int] = {(kind, source.name, "", reason): on - gone.position}
+        kind, outputs, *_ = quarantined(topic, record, reason)
+        passed: dict[tuple[str, ...], int] = {
+            (kind, source.name, "", reason): on - gone.position
+            for source in self._plan.sources
+            if gone.topic in (source.topic, source.raw_topic)
+        }
         await self._commit(Work({(topic, self.partition): list(outputs)}, passed), {gone.topic: on})
         await self._within(self._port.seek({gone.topic: on}))
 

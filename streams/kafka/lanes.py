@@ -14,11 +14,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Protocol
 
 from streams.errors import CelosiaError, TopicsError
-from streams.kafka.agents import AGENTS, BoundAgent
+from streams.kafka.agents import AGENTS
 from streams.kafka.follower import Follower
-from streams.kafka.lane import Lane, LaneSettings, Watch
+from streams.kafka.lane import Lane
 from streams.kafka.partitioner import owner_of
 from streams.kafka.port import ConsentPort, LanePort
+from streams.kafka.work import BoundAgent, LaneSettings, Watch
 from streams.plan import Plan
 
 __all__ = ["GROWN", "Lanes", "Ports"]
@@ -110,9 +111,8 @@ class Lanes:
         await self._stop_followers(keep=gated)
         for agent, number in work:
             lane = Lane(
-                agent.name,
+                agent,
                 number,
-                agent.function,
                 self._ports.lane(agent, number),
                 self._follower(number) if agent.gated else None,
                 plan=self._plan,

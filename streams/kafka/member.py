@@ -18,10 +18,11 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from streams.errors import CelosiaError, TopicsError
 from streams.kafka.client import KafkaPorts
 from streams.kafka.connections import ClientSettings, Connections, quietly, translated
-from streams.kafka.lane import Lane, LaneSettings, LaneState, Work
+from streams.kafka.lane import Lane
 from streams.kafka.lanes import GROWN, Lanes
 from streams.kafka.port import PortError, describe
 from streams.kafka.steps import Stopped, unless
+from streams.kafka.work import LaneSettings, LaneState, Work
 from streams.metrics import Metrics
 from streams.plan import Plan
 
@@ -33,6 +34,13 @@ log = logging.getLogger("celosia.member")
 def wall_clock() -> int:
     """Milliseconds since 1970. Only ever used in the strict direction (see `streams.consent`)."""
     return time.time_ns() // 1_000_000
+
+
+_CROWDS = {
+    "crowd": "celosia_crowd_events_total",
+    "window": "celosia_crowd_windows_total",
+    "cells": "celosia_crowd_cells_total",
+}
 
 
 class MetricsWatch:
@@ -63,6 +71,8 @@ class MetricsWatch:
                 self.metrics.add("celosia_outputs_total", source, which, amount=count)
             elif what == "refused":
                 self.metrics.add("celosia_refusals_total", source, which, reason, amount=count)
+            elif what in _CROWDS:
+                self.metrics.add(_CROWDS[what], source, which, amount=count)
             else:
                 self.metrics.add("celosia_events_total", source, what, reason, amount=count)
 

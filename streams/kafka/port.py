@@ -6,7 +6,7 @@ Rules of this file:
   again from what is committed. Nothing is ever retried on top of an unknown result.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from streams.event import Record
@@ -129,6 +129,12 @@ class LanePort(Protocol):
             Unreadable: what is there cannot be read.
         """
 
+    def read_state(self, through: int) -> AsyncIterator[Sequence[Record]]:
+        """Yield the records of the lane's state from the first to the end, which is not below the offset `through`.
+
+        Read_committed, and asked after the fence: nobody writes there meanwhile. Raises PortError.
+        """
+
     def lag(self) -> dict[str, int]:
         """Return, by topic, how many records lie between the committed offset and the end that was last seen."""
 
@@ -145,8 +151,8 @@ class LanePort(Protocol):
     async def begin(self) -> None:
         """Begin a transaction."""
 
-    async def send(self, sends: Sends) -> None:
-        """Write all records and wait until every one is acknowledged.
+    async def send(self, sends: Sends) -> Mapping[tuple[str, int], int]:
+        """Write all records and wait until every one is acknowledged; return the offsets after the last ones.
 
         Raises:
             Fenced: another owner has taken over.

@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from streams.errors import BrokerFailed, TopicsError
-from streams.policy import Policy
+from streams.policy import OwnTopic, Policy
 
 __all__ = ["TopicState", "Wanted", "ask_states", "check_topics", "create_topics", "find_faults", "wanted_topics"]
 
@@ -56,10 +56,25 @@ def wanted_topics(policy: Policy) -> list[Wanted]:
             wanted.append(Wanted(f"{policy.topic('rekeyed')}.{name}", f"source {name}, re-keyed", internal))
         else:
             wanted.append(Wanted(source.topic, f"source {name}", {"cleanup.policy": "delete"}))
+    if any(purpose.crowd is not None for purpose in policy.purposes.values()):
+        wanted += [Wanted(policy.topic(of), use, compact) for of, use in _CROWD_STATES]
+        # What is said in a round is of no use once it was read; a lane that is behind for longer drops its windows.
+        passing = {"cleanup.policy": "delete", "retention.ms": str(7 * _DAY)}
+        wanted += [Wanted(policy.topic(of), use, passing) for of, use in _CROWD_ROUNDS]
     for name, purpose in policy.purposes.items():
         config = {"cleanup.policy": "delete", "retention.ms": str(purpose.lifetime)}
         wanted.append(Wanted(purpose.topic, f"purpose {name}", config, lifetime=purpose.lifetime))
     return wanted
+
+
+_CROWD_STATES: tuple[tuple[OwnTopic, str], ...] = (
+    ("counting", "open windows of crowds"),
+    ("rounds", "windows of crowds that are being closed"),
+)
+_CROWD_ROUNDS: tuple[tuple[OwnTopic, str], ...] = (
+    ("closings", "orders to close windows of crowds"),
+    ("partials", "what partitions add to crowds"),
+)
 
 
 def find_faults(wanted: list[Wanted], states: Mapping[str, TopicState], *, durable: bool = True) -> list[str]:

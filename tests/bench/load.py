@@ -1,11 +1,11 @@
-"""The load of the benchmarks: events of about 730 bytes, their consents, and the policy with one purpose."""
+"""The load of the benchmarks: events of about 730 bytes, their consents, and policies."""
 
 import json
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-__all__ = ["consents", "events", "policy"]
+__all__ = ["consents", "crowd_policy", "events", "policy"]
 
 SUBJECTS = 10_000
 
@@ -38,12 +38,30 @@ events:
 """
 
 
+def crowd_policy(prefix: str, run: str) -> str:
+    """Return the same with a crowd purpose more: event types and categories by hour. Its state is of this run alone."""
+    own = ", ".join(f"{of}: {prefix}.{of}-{run}" for of in ("counting", "closings", "partials", "rounds"))
+    crowd = f"""
+  shop.stock:
+    benefit: The shop stocks what is wanted
+    topic: {prefix}.stock
+    rung: crowd
+    lifetime: 7d
+    crowd:
+      {{k: 20, window: 1h, late: 10m, by: [type, properties.category], sum: {{properties.price: [0, 1000]}},
+       most_per_person: 5}}
+events:
+"""
+    return policy(prefix).replace("quarantine}", f"quarantine, {own}}}").replace("\nevents:\n", crowd)
+
+
 def consents() -> Iterator[tuple[bytes, bytes]]:
     """Yield key and value of a consent record for everyone."""
     for number in range(SUBJECTS):
         subject = f"customer-{number:06d}"
         grant = {"rung": "pseudonymous", "since": "2020-01-01T00:00:00Z"}
-        record = {"subject": subject, "version": 1, "purposes": {"personalization.recommendations": grant}}
+        purposes = dict.fromkeys(("personalization.recommendations", "shop.stock"), grant)
+        record = {"subject": subject, "version": 1, "purposes": purposes}
         yield subject.encode(), json.dumps(record, separators=(",", ":")).encode()
 
 

@@ -32,7 +32,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from streams.embedded import apache_kafka
 from streams.keys import MasterKey
-from tests.bench.load import consents, events, policy
+from tests.bench.load import consents, crowd_policy, events, policy
 from tests.command import Arguments
 
 PARTITIONS = 4
@@ -60,6 +60,8 @@ def main() -> int:
             contenders = {"copy": bench.copy, "celosia": bench.celosia}
             if options.strict:
                 contenders["celosia, strict gate"] = lambda: bench.celosia("strict")
+            if options.crowd:
+                contenders["celosia, one crowd purpose more"] = bench.celosia_with_a_crowd
             if options.peer:
                 contenders["peer"] = lambda: bench.process(shlex.split(options.peer))
             runs: dict[str, list[Run]] = {name: [] for name in contenders}
@@ -79,6 +81,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--events", type=int, default=400_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--strict", action="store_true", help="a worker with the strict gate beside it")
+    parser.add_argument("--crowd", action="store_true", help="a worker with a crowd purpose more beside it")
     parser.add_argument("--peer", help="command to run beside it; {bootstrap} {source} {sink} {events} are filled in")
     parser.add_argument("--latency", type=int, default=20, help="seconds of the latency run; 0 leaves it out")
     parser.add_argument("--latency-only", action="store_true")
@@ -116,7 +119,9 @@ class Bench:
         MasterKey.create(self.key)
         week = {"retention.ms": str(7 * 86_400_000)}
         compact = {"cleanup.policy": "compact"}
-        self._create({self.source: {}, f"{self.prefix}.out": week, f"{self.prefix}.quarantine": {}})
+        self._create(
+            {self.source: {}, f"{self.prefix}.out": week, f"{self.prefix}.stock": week, f"{self.prefix}.quarantine": {}}
+        )
         self._create({f"{self.prefix}.consents": compact, f"{self.prefix}.receipts": compact})
         producer = self._producer()
         for key, value in consents():
@@ -159,13 +164,23 @@ class Bench:
             process.stdin.close()
         return Run(self.count / (last - first), cpu / self.count * 1e6, memory)
 
-    def celosia(self, gate: str = "fast") -> Run:
+    def celosia_with_a_crowd(self) -> Run:
+        """One round of a worker that counts too, with topics of its own for what it has counted."""
+        run = uuid4().hex[:6]
+        file = self.folder / f"policy-{run}.yaml"
+        file.write_text(crowd_policy(self.prefix, run))
+        compact = {"cleanup.policy": "compact"}
+        self._create({f"{self.prefix}.{of}-{run}": compact for of in ("counting", "rounds")})
+        self._create({f"{self.prefix}.{of}-{run}": {} for of in ("closings", "partials")})
+        return self.celosia(policy=file)
+
+    def celosia(self, gate: str = "fast", policy: Path | None = None) -> Run:
         """One round of a worker in a group of its own, exactly once, from its first commit to its last."""
         group = f"bench-{uuid4().hex[:8]}"
         places = [TopicPartition(self.source, number) for number in range(PARTITIONS)]
         # Asked of the broker: the worker's own page would cost the worker time.
         watch = Consumer({"bootstrap.servers": self.bootstrap, "group.id": group, "enable.auto.commit": False})
-        with self._worker(group, gate) as (process, _):
+        with self._worker(group, gate, policy) as (process, _):
             began = done = 0
             first = cpu_before = 0.0
             while done < self.count:
@@ -218,9 +233,12 @@ class Bench:
               f"({len(delays):,} of {seconds * rate:,} seen)")  # fmt: skip
 
     @contextlib.contextmanager
-    def _worker(self, group: str, gate: str = "fast") -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-        command = [sys.executable, "-m", "streams", "run", "--bootstrap", self.bootstrap, "--policy", str(self.policy),
-                   "--key-file", str(self.key), "--group", group, "--gate", gate, "--ops-port", "0"]  # fmt: skip
+    def _worker(
+        self, group: str, gate: str = "fast", policy: Path | None = None
+    ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+        command = [sys.executable, "-m", "streams", "run", "--bootstrap", self.bootstrap, "--policy",
+                   str(policy or self.policy), "--key-file", str(self.key), "--group", group, "--gate", gate,
+                   "--ops-port", "0"]  # fmt: skip
         log = self.folder / "worker.log"
         with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, env=os.environ) as process:
             try:

@@ -16,7 +16,7 @@ from contextlib import suppress
 import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, TopicPartition
 
-from streams.kafka.lane import Receipt
+from streams.kafka.work import Receipt
 from tests.chaos.cluster import LinkedCluster, Partition
 from tests.chaos.traffic import PERSON
 from tests.history import Promised, Stored

@@ -17,12 +17,13 @@ from pathlib import Path
 from confluent_kafka import KafkaException
 
 from tests.chaos.cluster import NODES, linked_cluster
+from tests.chaos.crowd import AHEAD, COUNTRIES, Crowd, complete, counting
 from tests.chaos.nodes import FAULTS as NODE_FAULTS
 from tests.chaos.nodes import NEEDS_STRICT, SHORT, Breaker
 from tests.chaos.observer import Observer
 from tests.chaos.reading import read_log
 from tests.chaos.scene import Rotation, Scene
-from tests.chaos.traffic import HIDDEN, PERSON, Traffic
+from tests.chaos.traffic import HIDDEN, PERSON, Traffic, person
 from tests.chaos.workers import OFTEN, SLOTS, Guest, Slot, end_worker
 from tests.checker import Report, Violations, check
 from tests.history import History
@@ -104,6 +105,7 @@ def run(order: Order, say: Callable[[str], None] = print) -> Result:
         policy = retail_policy(GROUP)
         for purpose in policy["purposes"].values():  # No pseudonym may change during the run by itself.
             purpose["rotate"] = "3650d"
+        counting(policy, GROUP)
         shop = stack.enter_context(Deployment(cluster.bootstrap, GROUP, policy, home, replication=len(NODES)))
         shop.create_topics()
         # So that compaction really happens, but not before the observer has read.
@@ -121,7 +123,7 @@ def run(order: Order, say: Callable[[str], None] = print) -> Result:
 def _run(order: Order, scene: Scene, policy: dict[str, object], say: Callable[[str], None]) -> Result:
     shop, cluster = scene.shop, scene.cluster
     traffic = Traffic(cluster.outside, shop.raw, shop.consents, order.people, order.seed)
-    observer = Observer(cluster, shop.consents, shop.receipts, shop.outputs, PARTITIONS)
+    observer = Observer(cluster, shop.consents, shop.receipts, _outputs(shop), PARTITIONS)
     observer.start()
     try:
         traffic.let_everyone_speak()
@@ -141,6 +143,7 @@ def _run(order: Order, scene: Scene, policy: dict[str, object], say: Callable[[s
     for worker in shop.workers:
         if worker.running:
             end_worker(scene, worker)
+    _close_windows(scene, traffic)
     _count_logs(scene)
     scene.counts.update(observer.counts)
     scene.counts.update({f"links: {what}": count for what, count in cluster.links.counts().items()})
@@ -232,6 +235,33 @@ def _drain(scene: Scene, traffic: Traffic, observer: Observer, say: Callable[[st
     say(f"drained in {time.monotonic() - began:.0f} s")
 
 
+def _outputs(shop: Deployment) -> list[str]:
+    """The topics of purposes that get events."""
+    return [topic for topic in shop.outputs if topic != shop.plan.purposes[COUNTRIES].topic]
+
+
+def _close_windows(scene: Scene, traffic: Traffic) -> None:
+    """Have all windows of crowds released, and hold what is told against the raw log."""
+    shop = scene.shop
+    crowd = Crowd(person(who).encode() for who in range(traffic.speakers, len(traffic.rungs)))
+    for number in range(PARTITIONS):
+        crowd.add(read_log(shop.bootstrap, shop.raw, number))
+    topic = shop.plan.purposes[COUNTRIES].topic
+    scene.count("windows of crowds", len(crowd.windows))
+    scene.count("windows of crowds released before the end", len(complete(shop.read(topic))))
+    wanted = {window for window, *_ in crowd.wanted()}
+    last = shop.start(script=AHEAD, gate=scene.gate)
+    try:
+        wait_until(lambda: complete(shop.read(topic)) >= wanted, "all windows are released", DRAINED)
+    except AssertionError as error:
+        error.add_note(f"missing: {sorted(wanted - complete(shop.read(topic)))}; {last.log[-2000:]}")
+        raise
+    end_worker(scene, last)
+    found = crowd.findings(shop.read(topic))
+    scene.count("cells of crowds told", len(crowd.wanted()))
+    assert not found, f"{len(found)} findings about crowds:\n" + "\n".join(found[:20])
+
+
 def _count_logs(scene: Scene) -> None:
     """What workers say of themselves: how often they were fenced, started again and reassigned."""
     for worker in scene.shop.workers:
@@ -292,7 +322,7 @@ def _history(
     shop = scene.shop
     raw = read_log(shop.bootstrap, shop.raw, number)
     consents = observer.consents[number]
-    topics = [*shop.outputs, shop.quarantine, shop.receipts]
+    topics = [*_outputs(shop), shop.quarantine, shop.receipts]
     committed = {(topic, number): read_log(shop.bootstrap, topic, number) for topic in topics}
     return History(
         policy=policy,

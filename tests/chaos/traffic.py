@@ -19,6 +19,7 @@ from math import isnan, nan
 from confluent_kafka import KafkaError, Message, Producer
 
 from streams.event import iso
+from tests.chaos.crowd import COUNTED, COUNTRIES, PLACES
 from tests.history import Sent, Stored
 from tests.kafka.retail import ASSORTMENT, ORDERS, RECOMMENDATIONS, consent, now_ms, purchases
 
@@ -102,6 +103,8 @@ class Traffic:
         self.errors: list[str] = []
         self.rungs: list[dict[str, str]] = [{} for _ in range(people)]
         self.versions = array("l", [0] * people)
+        self.speakers = people - min(COUNTED, people // 2)
+        """how many change their minds"""
         self._raw, self._consents = raw, consents
         self._chance = random.Random(f"{seed}-traffic")
         self._to_raw, self._to_consents = outside_producer(bootstrap), outside_producer(bootstrap)
@@ -132,9 +135,9 @@ class Traffic:
             self._thread.join()
 
     def let_everyone_speak(self) -> None:
-        """A first version for everybody, before the run."""
+        """A first version for everybody, before the run. The last ones are counted, and never change it."""
         for who in range(len(self.rungs)):
-            self.change_consent(who)
+            self.change_consent(who, {COUNTRIES: "crowd"} if who >= self.speakers else None)
         assert self._to_consents.flush(60) == 0
 
     def _run(self, rate: float, least: int) -> None:
@@ -144,17 +147,21 @@ class Traffic:
             # What an outage has kept back is made up for, as fast as it is acknowledged.
             due = int(rate * (time.monotonic() - began)) + 1
             while len(self.invoked) < due and len(self._to_raw) < UNACKNOWLEDGED:
-                self.send_event(self._chance.randrange(people))
+                # One in twenty is of those who are counted.
+                one = self._chance.random() < 0.05
+                self.send_event(
+                    self._chance.randrange(self.speakers, people) if one else self._chance.randrange(people)
+                )
                 if len(self.invoked) % 10 == 0 and len(self._to_consents) < UNACKNOWLEDGED:
-                    self.change_consent(self._chance.randrange(people))
+                    self.change_consent(self._chance.randrange(self.speakers))
                 self._to_consents.poll(0)
             self._to_raw.poll(0)
             self._to_consents.poll(0.002)
 
-    def change_consent(self, who: int) -> None:
-        """One more version for this person; every third takes back everything."""
+    def change_consent(self, who: int, rungs: dict[str, str] | None = None) -> None:
+        """One more version for this person, unless told otherwise by chance; every third takes back everything."""
         before = self.rungs[who]
-        rungs = (
+        rungs = rungs or (
             {purpose: self._chance.choice(LADDER) for purpose in (RECOMMENDATIONS, ASSORTMENT, ORDERS)}
             if self._chance.random() < 0.7
             else {}
@@ -189,8 +196,10 @@ class Traffic:
             "seen": {hidden: [hidden]},
         }
         document["item"] = self._purchase["item"] | {"for": hidden}
+        if counted := who >= self.speakers:
+            document["country"] = self._chance.choice(PLACES)
         value: bytes | None = json.dumps(document).encode()
-        if self._chance.random() < 0.003:
+        if self._chance.random() < 0.003 and not counted:
             self.poison += 1
             value = self._chance.choice([value[:-1] if value else b"", b"\xff" + hidden.encode(), b"", None, b"[1]"])
         self.acknowledged.append(nan)

@@ -26,10 +26,10 @@ from streams.consent import FOREVER, Consents, Refusal, Rung, read_consent, writ
 from streams.errors import PolicyError, SettingsError
 from streams.event import RawEvent, Reason, Rejected
 from streams.explain import explain, render
-from streams.files import FileConsents, TooLong, read_lines
 from streams.kafka.internals import Batches, hand_on_raw_records
 from streams.kafka.port import Unreadable
 from streams.keys import MasterKey, Seal
+from streams.lines import FileConsents, TooLong, read_lines
 from streams.outcome import Kind, Outcome, QuarantineRecord, shape_of
 from streams.pipeline import Place, moments, process
 from streams.plan import Plan, SourcePlan, compile_plan

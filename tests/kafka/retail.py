@@ -42,16 +42,17 @@ def retail_policy(prefix: str, **source: Any) -> dict[str, Any]:
 
 
 @cache
-def _sample() -> tuple[dict[str, Any], ...]:
+def sample() -> tuple[dict[str, Any], ...]:
+    """The purchases of two days that are in the package."""
     with gzip.open(ROOT / "streams/data/online_retail_sample.ndjson.gz", "rt") as lines:
         return tuple(json.loads(line) for line in lines)
 
 
 def purchases(count: int, first: int) -> Iterator[dict[str, Any]]:
     """The first purchases of the sample as if they were made now: one a millisecond from `first` (ms) on."""
-    sample = _sample()
+    lines = sample()
     for number in range(count):
-        yield sample[number % len(sample)] | {"occurred_at": iso(first + number)}
+        yield lines[number % len(lines)] | {"occurred_at": iso(first + number)}
 
 
 def event(document: dict[str, Any], timestamp: int = 0, partition: int = -1) -> ToSend:
@@ -71,7 +72,7 @@ def consent(subject: str, version: int, rungs: Mapping[str, str] | None = None, 
 
 def customers() -> list[str]:
     """All customers of the sample, in order of their names."""
-    return sorted({line["customer"] for line in _sample() if line["customer"]})
+    return sorted({line["customer"] for line in sample() if line["customer"]})
 
 
 def expected(

@@ -8,8 +8,9 @@ import pytest
 
 from streams.kafka.agents import minimize
 from streams.kafka.follower import Follower
-from streams.kafka.lane import Gate, Lane, LaneSettings, LaneState, Work
+from streams.kafka.lane import Lane
 from streams.kafka.port import OffsetsGone, PortError, Unreadable
+from streams.kafka.work import Gate, LaneSettings, LaneState, Work
 from streams.keys import MasterKey
 from streams.plan import Plan, compile_plan
 from streams.policy import parse_policy
@@ -77,7 +78,7 @@ class Bench:
         port = self.broker.lane("lane-0", ["raw"], "lane.consents", 0)
         settings = LaneSettings(patience=patience, deadline=5.0, pause=0.0, gate=self.gate)
         lane = Lane(
-            "minimize", 0, minimize.function, port, follower,
+            minimize, 0, port, follower,
             plan=self.plan, partitions=1, clock=lambda: NOW, settings=settings, watch=self.watch,
         )  # fmt: skip
         self.ports.append(port)

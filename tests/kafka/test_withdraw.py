@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from streams.consent import Consents
-from streams.kafka.agents import BoundAgent
 from streams.kafka.withdraw import Withdrawn, withdraw
+from streams.kafka.work import BoundAgent
 from streams.keys import MasterKey
 from streams.plan import compile_plan
 from streams.policy import Policy

@@ -15,7 +15,7 @@ import pytest
 from confluent_kafka import OFFSET_END, Consumer, Message, TopicPartition
 
 from streams.embedded import ApacheKafka
-from streams.kafka.lane import Receipt
+from streams.kafka.work import Receipt
 from tests.bench.withdrawals.cells import CELLS, LOAD, Stage, published_after_withdrawal
 from tests.bench.withdrawals.clusters import deployed_on
 from tests.bench.withdrawals.systems import SYSTEMS

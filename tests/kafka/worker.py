@@ -28,8 +28,8 @@ from confluent_kafka.admin._resource import ResourceType
 from prometheus_client.parser import text_string_to_metric_families
 
 from streams.embedded import _Process
-from streams.kafka.lane import Receipt
 from streams.kafka.topics import create_topics
+from streams.kafka.work import Receipt
 from streams.keys import MasterKey
 from streams.outcome import Output
 from streams.plan import Plan, compile_plan

@@ -158,6 +158,8 @@ class Reader:
         self.lag = 0.0
         """by how much what arrives is late, in seconds: a reader that cannot keep up"""
         self._positions: dict[Partition, int] = {}
+        self.seen: dict[Partition, int] = {}
+        """how far each partition goes, as far as is known"""
         self._ready: deque[tuple[Partition, Fetched]] = deque()
         self._fetching: dict[Partition, int] = {}
         self._round = 0
@@ -245,6 +247,7 @@ class Reader:
     def _have(self, partition: Partition, number: int, answer: Fetched) -> None:
         if self._closed or self._fetching.get(partition) != number:
             return
+        self.seen[partition] = answer.end
         if answer.error is None and not answer.records and answer.position == self._positions[partition]:
             self._ask(partition, number)
             return

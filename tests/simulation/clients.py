@@ -18,7 +18,7 @@ from tests.history import Promised, Sent
 from tests.simulation import material
 from tests.simulation.client import Client, Writer
 from tests.simulation.loop import Process
-from tests.simulation.material import BASE, PEOPLE, Shop
+from tests.simulation.material import BASE, LEAVERS, PEOPLE, Shop
 from tests.simulation.ports import Broker, SimPorts
 
 __all__ = ["Change", "Clients", "Event"]
@@ -65,6 +65,8 @@ class Clients:
     """the record of each change: timestamp, key, value, headers"""
     promised: list[Promised] = field(default_factory=list)
     trace: Any = None
+    counted: list[str] = field(default_factory=list)
+    """who is counted, and does not take it back"""
     writing: int = 0
     """how many scripts are not at their end yet"""
 
@@ -77,8 +79,12 @@ class Clients:
         self._uncertain: list[str] = []
         """whose last change may still arrive: in order means that they change nothing any more"""
 
-    def start(self, events: Sequence[Event], changes: Sequence[Change], scripts: int = 2) -> None:
+    def start(
+        self, events: Sequence[Event], changes: Sequence[Change], visits: Sequence[Event] = (), scripts: int = 2
+    ) -> None:
         """Begin. Events are shared among some scripts; each person's changes are written one after the other."""
+        if visits:
+            self._begin(self._visit(visits))
         for index in range(scripts):
             self._begin(self._write_events(events[index::scripts]))
         for index in range(2):
@@ -114,6 +120,24 @@ class Clients:
         stamp = BASE + 1000 * int(self.broker.cluster.clock.now)
         record = (stamp, key, material.event(person, number), material.raw_headers(number))
         self.events.append(await box.write(topic, partition, record))
+
+    async def _visit(self, visits: Sequence[Event]) -> None:
+        """Let people allow that they are counted, do things, and some of them take it back."""
+        people = list(dict.fromkeys(visit.person for visit in visits))
+        consents, events = _Box(self, self.acks_all), _Box(self, True)
+        for person in people:
+            sent = await self._change(consents, Change(0.0, person, "count"))
+            if sent is not None and sent.acknowledged is not None:
+                self.counted.append(person)
+        for visit in visits:
+            await self._until(visit.at)
+            if visit.person in self.counted:
+                await self._event(events, visit.person, visit.number)
+        for person in [person for person in self.counted if person in LEAVERS]:
+            self.counted.remove(person)
+            sent = None
+            while sent is None or sent.acknowledged is None:
+                sent = await self._change(consents, Change(0.0, person, "leave"))
 
     # --- consents ----------------------------------------------------------------------------------------------------
 
@@ -166,6 +190,9 @@ class Clients:
         if kind == "contradict" and not self.in_order and person in self._versions:
             return material.consent(person, self._versions[person], material.grants(self.random)), False
         version = self._versions[person] = self._versions.get(person, 0) + 1
+        if kind in ("count", "leave"):
+            counts = {"counts": {"rung": "crowd", "since": "2026-03-01T00:00:00Z"}} if kind == "count" else {}
+            return material.consent(person, version, counts), kind == "leave"
         if kind.startswith("withdraw"):
             kept = {name: grant for name, grant in allowed.items() if self.random.random() < 0.25}
             self._allowed[person] = kept

@@ -175,8 +175,11 @@ def _rebalance(world: "World", fault: Fault) -> None:
 
 def _compact(world: "World", fault: Fault) -> None:
     for number in range(world.scenario.partitions):
-        gone = world.broker.partition(world.shop.consents, number).log.compact()
-        world.power["records compacted"] += gone
+        for topic in (
+            world.shop.consents,
+            *(topic for topic in world.shop.crowd if topic in ("sim.counting", "sim.rounds")),
+        ):
+            world.power["records compacted"] += world.broker.partition(topic, number).log.compact()
 
 
 def _jump(world: "World", fault: Fault) -> None:

@@ -17,7 +17,20 @@ from streams.keys import MasterKey
 from streams.plan import Plan, compile_plan
 from streams.policy import parse_policy
 
-__all__ = ["BASE", "CANARY", "HIDDEN", "LATEST", "PEOPLE", "SECRET", "Shop", "consent", "event", "shop"]
+__all__ = [
+    "BASE",
+    "CANARY",
+    "COUNTED",
+    "HIDDEN",
+    "LATEST",
+    "LEAVERS",
+    "PEOPLE",
+    "SECRET",
+    "Shop",
+    "consent",
+    "event",
+    "shop",
+]
 
 BASE = 1_772_539_200_000
 """2026-03-03T12:00:00Z: when a run begins"""
@@ -27,6 +40,10 @@ SECRET = bytes(range(32))
 CANARY = b"canary-"
 HIDDEN = b"hidden-"
 PEOPLE = tuple(f"canary-{name}" for name in ("ana", "ben", "cleo", "dan", "eve", "fay", "gil", "hal"))
+COUNTED = tuple(f"canary-one-of-many-{number}" for number in range(24))
+"""people who are counted in crowds: they allow nothing else, and never change their minds"""
+LEAVERS = tuple(f"canary-leaver-{number}" for number in range(4))
+"""people who are counted at first, and take it back before a window closes"""
 _PURPOSES = {"ads": "pseudonymous", "stats": "anonymous", "care": "identified"}
 _LOWER = {
     "pseudonymous": ("pseudonymous", "anonymous"),
@@ -51,11 +68,13 @@ class Shop:
     """topics that celosia writes outputs, quarantine and receipts to"""
     consents: str
     receipts: str
+    crowd: tuple[str, ...] = ()
+    """topics that the two stages of the crowd gate say to each other, keep and tell"""
 
 
 @cache
-def shop(rekeyed: bool) -> Shop:
-    """Return the shop; `rekeyed`: with a second source, keyed by something else than the person."""
+def shop(rekeyed: bool, crowd: bool = False) -> Shop:
+    """Return the shop; `rekeyed`: with a second source, keyed by something else than the person; `crowd`: it counts."""
     source = {"own": True, "subject": "who", "type": "what"}
     document: dict[str, Any] = {
         "policy": "sim",
@@ -75,6 +94,16 @@ def shop(rekeyed: bool) -> Shop:
     }
     for purpose in ("ads", "care"):
         document["purposes"][purpose]["rotate"] = "30d"
+    if crowd:
+        document["purposes"]["counts"] = {
+            "benefit": "Something a person wants",
+            "topic": "out.counts",
+            "rung": "crowd",
+            "lifetime": "1d",
+            # So late that no event is, whatever is cut off or stands still.
+            "crowd": {"k": 5, "window": "2s", "late": "10s", "by": ["page"], "most_per_person": 1},
+        }
+        document["events"]["seen"]["page"]["for"].append("counts")
     if rekeyed:
         document["sources"]["app"] = source | {"topic": "raw.app", "key": "other"}
     plan = compile_plan(parse_policy(json.dumps(document).encode()), MasterKey(SECRET))
@@ -83,7 +112,9 @@ def shop(rekeyed: bool) -> Shop:
     keyed = (f"{policy.topic('rekeyed')}.app",) if rekeyed else ()
     outputs = tuple(f"out.{name}" for name in _PURPOSES)
     written = (*outputs, policy.topic("quarantine"), policy.topic("receipts"))
-    return Shop(document, plan, raw, keyed, outputs, written, policy.topic("consents"), policy.topic("receipts"))
+    own = ("closings", "partials", "counting", "rounds")
+    told = ("out.counts", *(f"sim.{of}" for of in own)) if crowd else ()
+    return Shop(document, plan, raw, keyed, outputs, written, policy.topic("consents"), policy.topic("receipts"), told)
 
 
 @cache

@@ -18,8 +18,9 @@ import pytest
 from streams.consent import FOREVER, Consent, Consents, Grant, Rung, read_consent
 from streams.event import RawEvent, Record
 from streams.kafka.follower import Follower
-from streams.kafka.lane import Lane, LaneState
+from streams.kafka.lane import Lane
 from streams.kafka.port import Batch, ConsentBatch, PortError, Sends
+from streams.kafka.work import LaneState
 from streams.outcome import Outcome, Output
 from streams.pipeline import bind
 from tests.simulation import clients, material

@@ -5,13 +5,13 @@ stopped, killed or asked to end in the middle of what it does.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from streams.consent import BARRIER
-from streams.kafka.agents import BoundAgent
 from streams.kafka.port import Batch, ConsentBatch, Mark, PortError, Sends
+from streams.kafka.work import BoundAgent
 from streams.plan import Plan
 from tests.simulation import broker
 from tests.simulation.client import AGAIN, EVEN_IF_SILENT, Client, Reader, Writer, raise_for
@@ -83,7 +83,7 @@ class SimPorts:
 
     def lane(self, agent: BoundAgent, partition: int) -> "SimLane":
         """See `Ports`."""
-        return SimLane(self, agent.name, partition, agent.topics(self.plan))
+        return SimLane(self, agent.name, partition, agent.topics(self.plan), agent.state_topic(self.plan))
 
     def consents(self, partition: int) -> "SimConsents":
         """See `Ports`."""
@@ -135,7 +135,8 @@ class SimConsents:
 class SimLane:
     """Reads and writes for one lane (a `LanePort`), as aiokafka does it with a producer that commits once."""
 
-    def __init__(self, ports: SimPorts, name: str, number: int, topics: list[str]) -> None:
+    def __init__(self, ports: SimPorts, name: str, number: int, topics: list[str], state: str | None = None) -> None:
+        self.state = state
         self.ports = ports
         self.broker = ports.broker
         self.number = number
@@ -153,7 +154,6 @@ class SimLane:
         self._added: set[Partition] = set()
         self._open = False
         self._batches: list[asyncio.Task[int]] = []
-        self._seen: dict[str, int] = {}
 
     def transactional_id(self) -> str:
         """Static, so that whoever owns the partition next fences whoever had it before."""
@@ -180,11 +180,12 @@ class SimLane:
         """See the port."""
         self.ports.step(self.name, "committed")
         group = self.broker.group
-        wanted = [(topic, self.number) for topic in self.topics]
+        topics = [*self.topics, *([] if self.state is None else [self.state])]
+        wanted = [(topic, self.number) for topic in topics]
         answer = await self.client.at_leader(group.partition, group.committed, wanted, again=EVEN_IF_SILENT)
         raise_for(answer)
         self.ports.step(self.name, "committed_answer")
-        return {topic: answer[topic, self.number] for topic in self.topics}
+        return {topic: answer[topic, self.number] for topic in topics}
 
     async def seek(self, offsets: Mapping[str, int | None]) -> None:
         """See the port."""
@@ -194,7 +195,6 @@ class SimLane:
         for topic, offset in offsets.items():
             start = await self.first_offset(topic) if offset is None else offset
             self._reader.seek(self._partitions[topic], start)
-            self._seen[topic] = start
 
     async def first_offset(self, topic: str) -> int:
         """See the port."""
@@ -216,7 +216,15 @@ class SimLane:
 
     def lag(self) -> dict[str, int]:
         """See the port."""
-        return dict.fromkeys(self._seen, 0)
+        reader = self._reader
+        if reader is None:
+            return {}
+        positions = {topic: reader.end(partition) or 0 for topic, partition in self._partitions.items()}
+        return {
+            topic: max(0, reader.seen[partition] - positions[topic])
+            for topic, partition in self._partitions.items()
+            if partition in reader.seen
+        }
 
     # --- the gate ----------------------------------------------------------------------------------------------------
 
@@ -262,14 +270,39 @@ class SimLane:
             raise PortError("a transaction is open already, or there is no producer")
         self._added, self._open, self._batches = set(), True, []
 
-    async def send(self, sends: Sends) -> None:
+    async def send(self, sends: Sends) -> dict[tuple[str, int], int]:
         """See the port."""
         self.ports.step(self.name, "send")
-        for task in await self.start_sending(sends):
-            task_error = (await asyncio.gather(task, return_exceptions=True))[0]
-            if isinstance(task_error, BaseException):
-                raise task_error
+        ends: dict[tuple[str, int], int] = {}
+        places = [place for place, outputs in sends.items() if outputs]
+        for place, task in zip(places, await self.start_sending(sends), strict=False):
+            first = (await asyncio.gather(task, return_exceptions=True))[0]
+            if isinstance(first, BaseException):
+                raise first
+            ends[place] = first + len(sends[place])
         self.ports.step(self.name, "send_answer")
+        return ends
+
+    async def read_state(self, through: int) -> AsyncIterator[Sequence[Any]]:
+        """See the port."""
+        if self.state is None:
+            return
+        self.ports.step(self.name, "read_state")
+        partition, reader = self.broker.partition(self.state, self.number), Reader(self.client)
+        try:
+            answers = [
+                await self.client.at_leader(partition, broker.list_offset, partition, first, again=EVEN_IF_SILENT)
+                for first in (True, False)
+            ]
+            for answer in answers:
+                raise_for(answer)
+            first, end = answers[0][0], max(through, answers[1][0])
+            reader.seek(partition, first)
+            while (reader.end(partition) or first) < end:
+                for _, fetched in await reader.take(0.5):
+                    yield fetched.records
+        finally:
+            reader.close()
 
     async def start_sending(self, sends: Sends) -> "list[asyncio.Task[int]]":
         """Send, without asking what became of it."""

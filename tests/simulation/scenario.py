@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from tests.simulation.clients import Change, Event
-from tests.simulation.material import PEOPLE
+from tests.simulation.material import COUNTED, LEAVERS, PEOPLE
 
 __all__ = ["FAULTS", "Fault", "Scenario", "scenario"]
 
@@ -84,6 +84,10 @@ class Scenario:
     faults: list[Fault] = field(default_factory=list)
     kinds: tuple[str, ...] = ()
     transaction_timeout: float = 5.0
+    crowd: bool = False
+    """whether people are counted too"""
+    visits: list[Event] = field(default_factory=list)
+    """events of those who are counted"""
 
     @property
     def in_order(self) -> bool:
@@ -109,7 +113,10 @@ def scenario(seed: int) -> Scenario:
         lag=random.choice((0.0, 0.0, 0.005, 0.02, 0.08)),
         kinds=kinds,
         transaction_timeout=Random(f"timeout {seed}").choice((0.6, 5.0, 5.0)),
+        crowd=Random(f"crowd {seed}").random() < 0.12,
     )
+    if made.crowd:
+        made.visits.extend(_visits(Random(f"visits {seed}"), until))
     people = PEOPLE[: random.randint(2, len(PEOPLE))]
     made.changes.extend(_changes(random, people, until))
     made.events.extend(_events(random, people, until))
@@ -153,6 +160,14 @@ def _events(random: Random, people: tuple[str, ...], until: float) -> list[Event
         start, count = random.uniform(0.1, until), random.randint(1, 8)
         times += [start + random.random() * 0.05 for _ in range(count)]
     return [Event(at, random.choice(people), number) for number, at in enumerate(sorted(times))]
+
+
+def _visits(random: Random, until: float) -> list[Event]:
+    """Events with an even number below 8, so that all come by one topic; most are of one page, and some of three."""
+    people = (*COUNTED[: random.randint(8, len(COUNTED))], *LEAVERS)
+    pages = random.choice(((0, 6), (0, 6, 0, 6, 0, 2), (0, 2, 4)))
+    times = sorted(random.uniform(0.3, until) for _ in range(random.randint(30, 80)))
+    return [Event(at, random.choice(people), 12 * number + random.choice(pages)) for number, at in enumerate(times)]
 
 
 def _faults(random: Random, kinds: tuple[str, ...], until: float, strict: bool) -> list[Fault]:

@@ -45,6 +45,7 @@ def test_each_kind_of_fault_happens(totals: Totals, kind: str) -> None:
 @pytest.mark.parametrize(
     ("what", "least"),
     [
+        ("cells of crowds compared", 50),
         ("soon", 3_000),
         ("soon_published", 200),
         ("decisive", 500),

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from streams.errors import CelosiaError
-from streams.kafka.lane import LaneSettings, LaneState, Work
 from streams.kafka.lanes import Lanes
+from streams.kafka.work import LaneSettings, LaneState, Work
 from tests.simulation.group import Assignment
 from tests.simulation.loop import Process
 from tests.simulation.material import Shop

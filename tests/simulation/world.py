@@ -15,10 +15,10 @@ from random import Random
 from typing import Any
 
 from streams.consent import BARRIER
-from streams.kafka.lane import LaneSettings
+from streams.kafka.work import LaneSettings
 from tests.checker import Violations, check
 from tests.history import History, Promised, Sent, Stored
-from tests.simulation import faults, material
+from tests.simulation import crowd, faults, material
 from tests.simulation.clients import Clients
 from tests.simulation.cluster import Cluster
 from tests.simulation.group import GroupCoordinator
@@ -54,7 +54,7 @@ class World:
 
     def __init__(self, scenario: Scenario, traced: bool = False) -> None:
         self.scenario = scenario
-        self.shop = material.shop(scenario.rekeyed)
+        self.shop = material.shop(scenario.rekeyed, scenario.crowd)
         self.power: Counter[str] = Counter()
         self.lines: list[str] = []
         self.failures: list[str] = []
@@ -66,7 +66,7 @@ class World:
         coordinators = [TransactionCoordinator(self.cluster, number) for number in range(2)]
         group = GroupCoordinator(self.cluster, scenario.partitions)
         self.broker = Broker(self.cluster, group, coordinators, self.clock_ms, scenario.transaction_timeout)
-        for topic in (*self.shop.raw, *self.shop.keyed, *self.shop.written, self.shop.consents):
+        for topic in (*self.shop.raw, *self.shop.keyed, *self.shop.written, self.shop.consents, *self.shop.crowd):
             for number in range(scenario.partitions):
                 self.cluster.add(topic, number)
         self.clients = Clients(
@@ -105,7 +105,7 @@ class World:
         scenario = self.scenario
         for worker in self.workers:
             worker.start()
-        self.clients.start(scenario.events, scenario.changes)
+        self.clients.start(scenario.events, scenario.changes, scenario.visits)
         for fault in scenario.faults:
             self.clock.at(fault.at, faults.do, self, fault)
         self.clock.at(scenario.until, self._heal)
@@ -177,7 +177,7 @@ class World:
             through = _through(receipts[-1].value) if receipts else 0
             if not receipts or through <= changed:
                 left.append(f"receipts[{number}]: {through} of {changed + 1}")
-        return left
+        return left or (crowd.left(self) if self.shop.crowd else [])
 
     def _end(self) -> None:
         """Ask all workers to end, and wait for them."""
@@ -336,4 +336,6 @@ def run(
             power = check(history).power
         except Violations as violations:
             failure = str(violations)
+    if failure is None and world.shop.crowd:
+        failure = "; ".join(crowd.findings(world, power)) or None
     return Result(scenario.seed, failure, power, world.clock.now, world.lines, history if keep else None)

@@ -1,0 +1,189 @@
+"""Crowds at the Kafka edge: what one partition counts, and what one partition of stage two collects.
+
+    event lane      counts, in the transaction of the batch        -> `counting` (its state), `partials` (progress)
+    release lane    asks all partitions to close a window          -> `closings`, `rounds` (its state)
+    event lane      after its gate: what the partition adds        -> `partials`
+    release lane    the cells that may be told                     -> the purpose's topic
+
+A purpose belongs to one partition of stage two, the one that its name is a key of: the guard must see whole windows.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
+
+import msgspec
+
+from streams.aggregate import aggregates
+from streams.crowd import told_of
+from streams.crowd.counts import Added, Counts
+from streams.crowd.rounds import Closed, Closing, Partial, Progress, Rounds, partials
+from streams.crowd.sealed import Sealed
+from streams.event import Reason, Record
+from streams.kafka.partitioner import partition_of
+from streams.kafka.port import Batch
+from streams.kafka.work import View, Work
+from streams.outcome import Contribution, Coordinates, Output, QuarantineRecord, quarantined
+from streams.pipeline import still_allows
+from streams.plan import Plan, crowd_rules
+
+__all__ = ["Collecting", "Counting"]
+
+_encode = msgspec.json.Encoder().encode
+_AT_ONCE = 5
+"""So many batches of changes are restored in a few ten milliseconds."""
+_decode_closing = msgspec.json.Decoder(Closing).decode
+_decode_answer = msgspec.json.Decoder(Partial | Progress).decode
+
+
+class Counting:
+    """Stage one of one partition: a `State` of the agent `minimize`."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.counts = Counts(crowd_rules(plan), plan.master)
+        self._seal = Sealed(plan.master)
+        self._skew = max(source.clock_skew for source in plan.sources)
+        self._watermarks: dict[str, int] = {}
+        self._told: list[int] | None = None
+
+    def restore(self, records: Sequence[tuple[bytes, bytes]]) -> Iterator[None]:
+        """See `State`."""
+        for start in range(0, len(records), _AT_ONCE):
+            self.counts.restore(records[start : start + _AT_ONCE])
+            yield
+
+    def count(self, contributions: Iterable[Contribution]) -> Counter[tuple[str, ...]]:
+        """Count events; return what to tally."""
+        add, tallies, counted = self.counts.add, Counter[tuple[str, ...]](), Counter[str]()
+        for one in contributions:
+            # Enumerations are slow keys, and nearly all is counted.
+            if (added := add(*one)) is Added.COUNTED:
+                counted[one[0]] += 1
+            else:
+                tallies["crowd", one.purpose, added, ""] += 1
+        tallies.update({("crowd", purpose, Added.COUNTED, ""): count for purpose, count in counted.items()})
+        return tallies
+
+    def seen(self, topic: str, recorded: int) -> None:
+        """Note that an event of a topic was recorded at a time (ms)."""
+        self._watermarks[topic] = max(recorded, self._watermarks.get(topic, recorded))
+
+    def work(self, view: View) -> Work:
+        """Return what the state topic must hold, and how far this partition is, if that closes a window."""
+        policy = view.plan.policy
+        for source in view.plan.sources:
+            # Nobody writes there just now: the clock tells how far it is. A wrong one makes events late, no more.
+            if view.lag.get(source.topic) == 0:
+                self.seen(source.topic, view.now)
+        sends: dict[tuple[str, int], list[Output]] = {}
+        if state := [_record(policy.topic("counting"), key, value) for key, value in self.counts.take_changes()]:
+            sends[policy.topic("counting"), view.partition] = state
+        if len(self._watermarks) == len(view.plan.sources):
+            watermark = min(self._watermarks.values())
+            closable = [rule.closable(watermark) for rule in self.counts.rules.values()]
+            if closable != self._told:
+                self._told = closable
+                said = Progress(view.partition, watermark)
+                progress = _sealed(self._seal, policy.topic("partials"), b"%d" % view.partition, said)
+                for partition in {partition_of(name.encode(), view.partitions) for name in self.counts.rules}:
+                    sends[policy.topic("partials"), partition] = [progress]
+        return Work(sends, {})
+
+    def answer(self, batch: Batch, view: View) -> Work:
+        """Return what this partition adds to windows that close: of those who allow it now."""
+        work = Work({}, {})
+        for record in batch.records:
+            try:
+                closing = _decode_closing(self._seal.open(record.value or b"", record.key or b""))
+            except ValueError:
+                _refuse(record, batch, view, work)
+                continue
+            if closing.purpose in self.counts.rules:  # Else it is of a policy that was in force before.
+                self._close(closing, view, work)
+        return work
+
+    def _close(self, closing: Closing, view: View, work: Work) -> None:
+        purpose, through = closing.purpose, closing.through
+        kept, said = view.plan.policy.topic("counting"), view.plan.policy.topic("partials")
+        state = [_record(kept, key, value) for key, value in self.counts.done(purpose, through)]
+        work.sends.setdefault((kept, view.partition), []).extend(state)
+        windows = self.counts.close(purpose, through, still_allows(view.consents, purpose, self._skew, view.now))
+        key = purpose.encode()
+        for one in partials(self.counts.rules[purpose], view.partition, through, windows):
+            place = said, partition_of(key, view.partitions)
+            work.sends.setdefault(place, []).append(_sealed(self._seal, said, key, one))
+
+
+class Collecting:
+    """Stage two of one partition: a `State` of the agent `release`."""
+
+    def __init__(self, plan: Plan, partition: int, partitions: int) -> None:
+        mine = [rule for rule in crowd_rules(plan) if partition_of(rule.purpose.encode(), partitions) == partition]
+        self.rounds = Rounds(mine, partitions, plan.master)
+        self._seal = Sealed(plan.master)
+
+    def restore(self, records: Sequence[tuple[bytes, bytes]]) -> Iterator[None]:
+        """See `State`."""
+        self.rounds.restore(records)
+        yield
+
+    def work(self, batch: Batch, view: View) -> Work:
+        """Return what is to be closed and what is told, from what partitions say."""
+        policy = view.plan.policy
+        work = Work({}, {})
+        closings: list[Closing] = []
+        for record in batch.records:
+            try:
+                said = _decode_answer(self._seal.open(record.value or b"", record.key or b""))
+            except ValueError:
+                _refuse(record, batch, view, work)
+                continue
+            if isinstance(said, Progress):
+                closings += self.rounds.progress(said, view.now)
+                continue
+            for one in self.rounds.partial(said, view.now):
+                self._tell(said.purpose, one, view, work)
+            closings += self.rounds.next_closings()
+        for closing in closings:
+            order = _sealed(self._seal, policy.topic("closings"), closing.purpose.encode(), closing)
+            for partition in range(view.partitions):
+                work.sends.setdefault((order.topic, partition), []).append(order)
+        if state := [_record(policy.topic("rounds"), key, value) for key, value in self.rounds.take_changes()]:
+            work.sends[policy.topic("rounds"), view.partition] = state
+        return work
+
+    def _tell(self, name: str, closed: Closed, view: View, work: Work) -> None:
+        purpose = view.plan.purposes[name]
+        released = None if purpose.crowd is None else told_of(purpose.crowd, closed.cells)
+        if closed.cells is None or released is None:
+            _tally(work, ("window", name, "dropped", ""), 1)
+            return
+        _tally(work, ("window", name, "released", ""), 1)
+        _tally(work, ("cells", name, "told", ""), len(released.cells))
+        _tally(work, ("cells", name, "suppressed", ""), len(closed.cells) - len(released.cells))
+        for output in aggregates(view.plan, purpose, closed.window, released):
+            partition = partition_of(output.key or b"", view.partitions)
+            work.sends.setdefault((purpose.topic, partition), []).append(output)
+
+
+def _tally(work: Work, what: tuple[str, ...], count: int) -> None:
+    work.tallies[what] = work.tallies.get(what, 0) + count
+
+
+def _refuse(record: Record, batch: Batch, view: View, work: Work) -> None:
+    """Leave a record of what somebody else has written, and go on: nothing is lost by it."""
+    topic = view.plan.policy.topic("quarantine")
+    where = Coordinates(batch.topic, view.partition, record.offset)
+    key = "absent" if record.key is None else "present" if record.key else "empty"
+    quarantine = QuarantineRecord(where, Reason.NOT_OURS.value, view.plan.name, key, len(record.value or b""))
+    outputs = quarantined(topic, quarantine, Reason.NOT_OURS).outputs
+    work.sends.setdefault((topic, view.partition), []).extend(outputs)
+
+
+def _sealed(seal: Sealed, topic: str, key: bytes, said: Progress | Closing | Partial) -> Output:
+    return _record(topic, key, seal.close(_encode(said), key))
+
+
+def _record(topic: str, key: bytes, value: bytes | None) -> Output:
+    # A record without a value is a tombstone: the port writes it as one.
+    return Output(topic, key, cast(bytes, value), [], None)
