@@ -62,7 +62,6 @@ def cell_of(document: Any, recipe: CrowdRecipe, recorded: int) -> tuple[Cell, li
         except Exception:
             raise Rejected(Reason.TRANSFORM_FAILED) from None
     cells = recipe.cells
-    sums = [fixed(value) or 0 for value in values[cells:]]
     of = tuple(values[:cells])
     for value in of:
         if type(value) is not str:
@@ -70,11 +69,12 @@ def cell_of(document: Any, recipe: CrowdRecipe, recorded: int) -> tuple[Cell, li
             cell = _cell(recipe, of)
             break
     else:
-        known = recipe.known.get(of)
-        cell = _cell(recipe, of) if known is None else known
-        if known is None and cell is not None and len(recipe.known) < _REMEMBERED:
-            recipe.known[of] = cell
-    return None if cell is None else (cell, sums)
+        cell = recipe.known.get(of)
+        if cell is None:
+            cell = _cell(recipe, of)
+            if cell is not None and len(recipe.known) < _REMEMBERED:
+                recipe.known[of] = cell
+    return None if cell is None else (cell, [fixed(value) or 0 for value in values[cells:]])
 
 
 def _cell(recipe: CrowdRecipe, values: tuple[Any, ...]) -> Cell | None:

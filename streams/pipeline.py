@@ -59,13 +59,8 @@ def process(record: Record, place: Place, consents: Consents, plan: Plan, now: i
     return bind(place, consents, plan, now)(record)
 
 
-def bind(
-    place: Place, consents: Consents, plan: Plan, now: int, times: list[int] | None = None
-) -> Callable[[Record], Outcome]:
-    """Return `process` with all but the record given: what the records of a batch share is looked up once.
-
-    To `times` it appends when each event that can be read was recorded, in ms.
-    """
+def bind(place: Place, consents: Consents, plan: Plan, now: int) -> Callable[[Record], Outcome]:
+    """Return `process` with all but the record given: what the records of a batch share is looked up once."""
     source, keyed = place.source, place.keyed
     read, services_of, consent_of = source.reader.read, source.services.get, consents.of
 
@@ -73,8 +68,6 @@ def bind(
         try:
             envelope = read(record.value)
             subject = envelope.subject
-            if times is not None:
-                times.append(moments(record.timestamp, envelope.time, now)[0])
             # INVARIANT (default deny): whatever is not known ends in one of these returns.
             if subject is None:
                 return suppressed(Refusal.NO_SUBJECT)

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from fractions import Fraction
+from operator import add as plus
 from typing import TypeVar
 
 import msgspec
@@ -64,6 +65,13 @@ class Entry(msgspec.Struct, array_like=True, gc=False):
     earliest: int
     """when the first of the events was recorded: consent must reach back to it"""
 
+    def add(self, events: int, sums: list[int], recorded: int) -> None:
+        """Add to it. Its list of sums is another one then: the first change has the old one."""
+        self.events += events
+        self.sums = list(map(plus, self.sums, sums))
+        if recorded < self.earliest:
+            self.earliest = recorded
+
 
 _Change = tuple[bytes, Cell, int, list[int], int]
 """An addition to an entry: subject, cell, events, sums, and when the earliest of the events was recorded."""
@@ -109,9 +117,7 @@ class _Window:
             known = self.cells.get(cell)
             self.cells[cell] = 1 if known is None else known + 1
             return known is None
-        entry.events += events
-        entry.sums = [mine + more for mine, more in zip(entry.sums, sums, strict=True)]
-        entry.earliest = min(entry.earliest, recorded)
+        entry.add(events, sums, recorded)
         return 0
 
 
@@ -181,13 +187,21 @@ class Counts:
         if window.full:
             return Added.WINDOW_IS_FULL
         entries = window.people.get(subject)
+        if entries is not None and (entry := entries.get(cell)) is not None:
+            # The usual case: no bound is met, and the window has changes already.
+            entry.add(1, sums, recorded)
+            if window.changes:
+                window.changes.append((subject, cell, 1, sums, recorded))
+            else:
+                self._note(purpose, start, window, (subject, cell, 1, sums, recorded))
+            return Added.COUNTED
         if entries is None:
             # INVARIANT (budget): a person's first event in a window costs what the whole window does.
             budget = self._budgets.get(purpose)
             if budget is not None and not budget.affords(start, subject):
                 return Added.BUDGET_IS_SPENT
         # INVARIANT (bounded): what one person adds does not depend on how much they do.
-        elif len(entries) >= rule.most_per_person and cell not in entries:
+        elif len(entries) >= rule.most_per_person:
             return Added.PERSON_IS_FULL
         # Under noise there is no such limit: it would let one person keep out the cells of others.
         if cell not in window.cells and rule.noise is None and not self._has_room(rule, window):

@@ -57,14 +57,12 @@ def minimize(batch: Batch, view: View) -> Work:
     if counting is not None and batch.topic == view.plan.policy.topic("closings"):
         return counting.answer(batch, view)
     source = next(source for source in view.plan.sources if source.topic == batch.topic)
-    times: list[int] | None = None if counting is None else []
-    process = bind(Place(source, view.partition), view.consents, view.plan, view.now, times)
+    process = bind(Place(source, view.partition), view.consents, view.plan, view.now)
     outcomes = [process(record) for record in batch.records]
     work = _work(source, view.partition, outcomes)
     if counting is not None:
-        work.tallies.update(counting.count(part for outcome in outcomes for part in outcome.crowd))
-        if times:
-            counting.seen(batch.topic, max(times))
+        work.tallies.update(counting.count(outcomes, batch.topic))
+        counting.passed(source, batch.records, view.now)
         work.sends.update(counting.work(view).sends)
     return work
 

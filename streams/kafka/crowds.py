@@ -10,6 +10,7 @@ A purpose belongs to one partition of stage two, the one that its name is a key 
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import cast
 
 import msgspec
@@ -19,13 +20,13 @@ from streams.crowd import told_of
 from streams.crowd.counts import Added, Counts
 from streams.crowd.rounds import Closed, Closing, Partial, Progress, Rounds, partials
 from streams.crowd.sealed import Sealed
-from streams.event import Reason, Record
+from streams.event import Reason, Record, Rejected
 from streams.kafka.partitioner import partition_of
 from streams.kafka.port import Batch
 from streams.kafka.work import View, Work
-from streams.outcome import Contribution, Coordinates, Output, QuarantineRecord, quarantined
-from streams.pipeline import still_allows
-from streams.plan import Plan, crowd_rules
+from streams.outcome import Coordinates, Outcome, Output, QuarantineRecord, quarantined
+from streams.pipeline import moments, still_allows
+from streams.plan import Plan, SourcePlan, crowd_rules
 
 __all__ = ["Collecting", "Counting"]
 
@@ -52,17 +53,34 @@ class Counting:
             self.counts.restore(records[start : start + _AT_ONCE])
             yield
 
-    def count(self, contributions: Iterable[Contribution]) -> Counter[tuple[str, ...]]:
-        """Count events; return what to tally."""
-        add, tallies, counted = self.counts.add, Counter[tuple[str, ...]](), Counter[str]()
-        for one in contributions:
-            # Enumerations are slow keys, and nearly all is counted.
-            if (added := add(*one)) is Added.COUNTED:
-                counted[one[0]] += 1
-            else:
-                tallies["crowd", one.purpose, added, ""] += 1
+    def count(self, outcomes: Iterable[Outcome], topic: str) -> Counter[tuple[str, ...]]:
+        """Count what events of a topic add; return what to tally."""
+        add, tallies, counted, latest = self.counts.add, Counter[tuple[str, ...]](), dict[str, int](), -1
+        for outcome in outcomes:
+            for one in outcome[4]:
+                purpose, _, _, _, recorded = one
+                if recorded > latest:
+                    latest = recorded
+                # Enumerations are slow keys, and nearly all is counted.
+                if (added := add(*one)) is Added.COUNTED:
+                    counted[purpose] = counted.get(purpose, 0) + 1
+                else:
+                    tallies["crowd", purpose, added, ""] += 1
         tallies.update({("crowd", purpose, Added.COUNTED, ""): count for purpose, count in counted.items()})
+        if latest >= 0:
+            self.seen(topic, latest)
         return tallies
+
+    def passed(self, source: SourcePlan, records: Sequence[Record], now: int) -> None:
+        """Note when the last event of a batch that can be read was recorded.
+
+        Of the others only those that are counted matter: to be behind closes a window later, and no more.
+        """
+        for record in reversed(records):
+            with suppress(Rejected):
+                envelope = source.reader.read(record.value)
+                self.seen(source.topic, moments(record.timestamp, envelope.time, now)[0])
+                return
 
     def seen(self, topic: str, recorded: int) -> None:
         """Note that an event of a topic was recorded at a time (ms)."""

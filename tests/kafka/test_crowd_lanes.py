@@ -243,6 +243,7 @@ async def test_bad_events_are_bounded_and_tell_nothing(hall: Hall) -> None:
     # A place that is no scalar makes no cell; a time of the year 9999 is now.
     hall.broker.append("raw", 0, b"person-1", b'{"who":"person-1","what":"seen","place":{"a":1},"n":1}', 3)
     hall.event("person-2", "moon", 1, 253_402_300_799_000)
+    hall.past(2 * HOUR)
     hall.start()
     await hall.until_complete(2)
     places = {place for _, place, *_ in hall.told()}
