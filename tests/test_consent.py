@@ -20,6 +20,7 @@ from streams.consent import (
     rule_1,
     stricter,
     write_consent,
+    write_denial,
 )
 
 SINCE = "1970-01-01T00:00:01Z"
@@ -383,3 +384,40 @@ def test_rule_1(given_: Grant | None, recorded: int, now: int, skew: int, expect
 @given(recorded=st.integers(0, 9), now=st.integers(0, 9), since=st.integers(0, 9), back=st.integers(0, 9))
 def test_an_until_that_is_not_after_the_since_allows_nothing(recorded: int, now: int, since: int, back: int) -> None:
     assert isinstance(rule_1(Grant(Rung.IDENTIFIED, since, since - back), recorded, now, 0), Refusal)
+
+
+@pytest.mark.parametrize(
+    "ms", [-62_135_596_800_000 - 86_340_000, -62_135_596_800_001, 253_402_300_800_000, 253_402_300_799_999 + 86_340_000]
+)
+def test_times_before_the_year_1_and_after_9999_are_written_with_an_offset(ms: int) -> None:
+    grant = Grant(Rung.ANONYMOUS, ms, FOREVER)
+    _, consent = read_consent(write_consent("ana", Consent(1, {"ads": grant})))
+    assert consent.grants["ads"] == grant
+    assert type(consent.grants["ads"].since) is int
+
+
+def test_times_finer_than_microseconds_come_to_whole_milliseconds() -> None:
+    fine = b"1970-01-01T00:00:01.0000000001Z"
+    value = b'{"subject":"ana","version":1,"purposes":{"ads":{"rung":"anonymous","since":"%b"}}}' % fine
+    assert type(read_consent(value)[1].grants["ads"].since) is int
+
+
+def test_a_denial_says_whose_it_is_and_nothing_else() -> None:
+    assert json.loads(write_denial("ana")) == {"subject": "ana", "purposes": {}}
+    with pytest.raises(ValueError, match="not a consent record"):
+        read_consent(write_denial("ana"))
+
+
+@pytest.mark.parametrize("again", [b'"version":9', b'"subject":"ana"', b'"version":9,"version":9'])
+def test_a_name_that_is_given_twice_is_found_whatever_else_is_there(again: bytes) -> None:
+    grant = b'{"rung":"anonymous","since":"1970-01-01T00:00:01Z","until":"2030-01-01T00:00:00Z"}'
+    for purposes in (b"", b'"ads":%b' % grant, b'"ads":%b,"stats":%b' % (grant, grant)):
+        value = b'{"subject":"ana","version":1,%b,"purposes":{%b}}' % (again, purposes)
+        with pytest.raises(ValueError, match="not a consent record"):
+            read_consent(value)
+
+
+def test_a_record_that_is_nested_without_end_is_none() -> None:
+    deep = b'{"subject":"ana","version":1,"purposes":{},"more":%b1%b}' % (b"[" * 100_000, b"]" * 100_000)
+    with pytest.raises(ValueError, match="not a consent record"):
+        read_consent(deep)
