@@ -60,6 +60,9 @@ class Contribution(NamedTuple):
     sums: list[int]
     recorded: int
 
+    def __repr__(self) -> str:
+        return f"Contribution(purpose={self.purpose!r})"  # Never the person, nor what they did.
+
 
 class Outcome(NamedTuple):
     """What became of one input. `refusals` says, for each purpose it does not serve, why."""

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from streams.consent import Refusal
 from streams.event import Reason
-from streams.outcome import Coordinates, Kind, Outcome, QuarantineRecord, quarantined, shape_of, suppressed
+from streams.outcome import (
+    Contribution,
+    Coordinates,
+    Kind,
+    Outcome,
+    QuarantineRecord,
+    quarantined,
+    shape_of,
+    suppressed,
+)
 
 KNOWN = frozenset({"who", "item.price", "item.size", "page"})
 AT = Coordinates("raw", 3, 1042)
@@ -98,3 +107,7 @@ def test_kinds_reasons_and_refusals_are_words_for_metrics() -> None:
     words = [*Kind, *Reason, *Refusal]
     assert len(set(words)) == len(words)
     assert all(word.replace("_", "").isalpha() and word.islower() for word in words)
+
+
+def test_a_contribution_shows_nobody() -> None:
+    assert repr(Contribution("stock", b"ana", b'["UK"]', [7], 5)) == "Contribution(purpose='stock')"

@@ -9,9 +9,9 @@ A purpose belongs to one partition of stage two, the one that its name is a key 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import cast
+from typing import TypeVar, cast
 
 import msgspec
 
@@ -31,6 +31,7 @@ from streams.plan import Plan, SourcePlan, crowd_rules
 __all__ = ["Collecting", "Counting"]
 
 _encode = msgspec.json.Encoder().encode
+T = TypeVar("T")
 _AT_ONCE = 5
 """So many batches of changes are restored in a few ten milliseconds."""
 _decode_closing = msgspec.json.Decoder(Closing).decode
@@ -110,12 +111,7 @@ class Counting:
     def answer(self, batch: Batch, view: View) -> Work:
         """Return what this partition adds to windows that close: of those who allow it now."""
         work = Work({}, {})
-        for record in batch.records:
-            try:
-                closing = _decode_closing(self._seal.open(record.value or b"", record.key or b""))
-            except ValueError:
-                _refuse(record, batch, view, work)
-                continue
+        for closing in _ours(self._seal, _decode_closing, batch, view, work):
             if closing.purpose in self.counts.rules:  # Else it is of a policy that was in force before.
                 self._close(closing, view, work)
         return work
@@ -150,12 +146,7 @@ class Collecting:
         policy = view.plan.policy
         work = Work({}, {})
         closings: list[Closing] = []
-        for record in batch.records:
-            try:
-                said = _decode_answer(self._seal.open(record.value or b"", record.key or b""))
-            except ValueError:
-                _refuse(record, batch, view, work)
-                continue
+        for said in _ours(self._seal, _decode_answer, batch, view, work):
             if isinstance(said, Progress):
                 closings += self.rounds.progress(said, view.now)
                 continue
@@ -186,6 +177,17 @@ class Collecting:
 
 def _tally(work: Work, what: tuple[str, ...], count: int) -> None:
     work.tallies[what] = work.tallies.get(what, 0) + count
+
+
+def _ours(seal: Sealed, decode: Callable[[bytes], T], batch: Batch, view: View, work: Work) -> Iterator[T]:
+    """Yield what the other stage says; leave a record of what it has not written."""
+    for record in batch.records:
+        try:
+            said = decode(seal.open(record.value or b"", record.key or b""))
+        except ValueError:
+            _refuse(record, batch, view, work)
+            continue
+        yield said
 
 
 def _refuse(record: Record, batch: Batch, view: View, work: Work) -> None:

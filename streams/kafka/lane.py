@@ -224,9 +224,8 @@ class Lane:
 
     def _view(self) -> View:
         consents = Consents() if self._follower is None else self._follower.consents
-        return View(
-            self._plan, self.partition, self._partitions, consents, self._clock(), self._known, self._port.lag()
-        )
+        lag = {} if self._known is None else self._port.lag()
+        return View(self._plan, self.partition, self._partitions, consents, self._clock(), self._known, lag)
 
     async def _gate(self, follower: Follower) -> None:
         loop = asyncio.get_running_loop()

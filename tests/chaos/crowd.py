@@ -6,13 +6,12 @@ so while the run lasts a window closes only where a worker has nothing to read a
 others close at the end, by a worker whose clock is further ahead. No outage is as long as the margin: nothing is late.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 
 import msgspec
 
 from streams.event import milliseconds
-from tests.crowd.model import guarded_on_one_line
+from tests.crowd.tally import Tally, repeated, told
 from tests.history import Stored
 from tests.kafka.brokers import Record
 
@@ -52,61 +51,28 @@ def counting(policy: dict[str, object], group: str) -> None:
         fields["country"]["for"] = [*fields["country"]["for"], COUNTRIES]
 
 
-class Crowd:
+class Crowd(Tally):
     """Adds up, partition by partition, what the raw log holds of the people who are counted."""
 
     def __init__(self, people: Iterable[bytes]) -> None:
+        super().__init__(WINDOW, K)
         self._people = frozenset(people)
-        self._first: dict[tuple[bytes, int], str] = {}
-        self.windows: dict[int, dict[str, tuple[int, int]]] = {}
-        """people and events by country, by window"""
 
-    def add(self, raw: Iterable[Stored]) -> None:
-        """Take one partition, in the order of its offsets: a person's first country of a window counts."""
+    def read(self, raw: Iterable[Stored]) -> None:
+        """Take one partition, in the order of its offsets."""
         for record in raw:
-            if record.key not in self._people:
-                continue
-            event = msgspec.json.decode(record.value or b"")
-            window = milliseconds(event["occurred_at"]) // WINDOW * WINDOW
-            country, place = event["country"], (record.key, window)
-            new = place not in self._first
-            if self._first.setdefault(place, country) == country:
-                people, events = self.windows.setdefault(window, {}).get(country, (0, 0))
-                self.windows[window][country] = people + new, events + 1
-
-    def wanted(self) -> set[tuple[int, str, int, int]]:
-        """What must be told: window, country, people and events of each cell."""
-        return {
-            (window, name.decode(), *cells[name.decode()])
-            for window, cells in self.windows.items()
-            for name in guarded_on_one_line({name.encode(): people for name, (people, _) in cells.items()}, K)
-        }
+            if record.key is not None and record.key in self._people:
+                event = msgspec.json.decode(record.value or b"")
+                self.add(record.key, milliseconds(event["occurred_at"]), event["country"])
 
     def findings(self, records: Iterable[Record]) -> list[str]:
         """Hold what was told against it."""
-        told, complete = _told(records)
-        wanted = self.wanted()
-        found = [f"{cell} is told {times} times" for cell, times in told.items() if times > 1]
-        found += [f"window {window} is complete {times} times" for window, times in complete.items() if times > 1]
-        over = {window for window, *_ in wanted}
-        found += [f"window {window} is complete, and nothing of it told" for window in complete.keys() - over]
-        found += [f"{cell} is told, and not wanted" for cell in told.keys() - wanted]
-        return found + [f"{cell} is wanted, and not told" for cell in wanted - told.keys()]
+        cells, over = told((record.value for record in records), "country")
+        windows = {window for window, *_ in self.wanted()}
+        found = [f"window {window} is complete, and nothing of it told" for window in over.keys() - windows]
+        return [*repeated(cells, over), *found, *self.differences(cells)]
 
 
 def complete(records: Iterable[Record]) -> set[int]:
     """The windows that are over."""
-    return set(_told(records)[1])
-
-
-def _told(records: Iterable[Record]) -> tuple[Counter[tuple[int, str, int, int]], Counter[int]]:
-    cells: Counter[tuple[int, str, int, int]] = Counter()
-    windows: Counter[int] = Counter()
-    for record in records:
-        said = msgspec.json.decode(record.value or b"")
-        window = milliseconds(said["window"]["from"])
-        if "cell" in said:
-            cells[window, said["cell"]["country"], said["people"], said["events"]] += 1
-        else:
-            windows[window] += 1
-    return cells, windows
+    return set(told((record.value for record in records), "country")[1])

@@ -245,7 +245,7 @@ def _close_windows(scene: Scene, traffic: Traffic) -> None:
     shop = scene.shop
     crowd = Crowd(person(who).encode() for who in range(traffic.speakers, len(traffic.rungs)))
     for number in range(PARTITIONS):
-        crowd.add(read_log(shop.bootstrap, shop.raw, number))
+        crowd.read(read_log(shop.bootstrap, shop.raw, number))
     topic = shop.plan.purposes[COUNTRIES].topic
     scene.count("windows of crowds", len(crowd.windows))
     scene.count("windows of crowds released before the end", len(complete(shop.read(topic))))
