@@ -5,7 +5,7 @@
 - What is held back is never lost and never reordered: a fault delays, stops or ends a connection, as a network does.
   What a client sent before it gave up arrives all the same, however late.
 - A link that is cut keeps its port: it is bound, and nobody listens there.
-- Requests are read just far enough to know their API key (the length, then the key), to hold some of them back.
+- Requests are read just far enough to know their API key (the length, then the key), to hold one of them back.
 
 >>> with Links({("worker", 1): (18001, 9092)}) as links:                                             # doctest: +SKIP
 ...     links.set([("worker", 1)], HALF_OPEN)
@@ -23,7 +23,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,8 +49,6 @@ class Fault:
     """seconds that everything is under way, in each direction"""
     rate: int = 0
     """bytes a second, in each direction of each connection; 0: as many as there are"""
-    hold: Mapping[int, float] = field(default_factory=dict)
-    """requests with this API key wait so many seconds, and what follows them on their connection waits behind them"""
 
 
 CLEAR = Fault()
@@ -98,6 +96,13 @@ class Links:
     def set(self, links: Iterable[Link], fault: Fault) -> None:
         """Give links a fault, instead of the one they have. It is in force when this returns."""
         self._ask({"links": [self._numbers[link] for link in links], "fault": asdict(fault)})
+
+    def hold_next(self, key: int, seconds: float) -> None:
+        """Have the next request with this API key, on whichever link it comes, wait so long; with 0 seconds: no more.
+
+        What follows it on its connection waits behind it. The faults of its link are as they are.
+        """
+        self._ask({"hold": key, "seconds": seconds})
 
     def counts(self) -> Counter[str]:
         """What has happened so far: connections, resets, held requests, late requests (of clients that had gone)."""
@@ -179,8 +184,7 @@ class _Way:
         fault, now = self.relay.fault, self.relay.loop.time()
         pieces = self._frames.cut(data) if self.requests else [(None, data)]
         for key, piece in pieces:
-            held = fault.hold.get(key, 0.0) if key is not None else 0.0
-            if held:
+            if held := self.relay.holding.pop(key, 0.0) if key is not None else 0.0:
                 self.relay.counts["held"] += 1
             self._under_way.append((now + fault.delay + held, piece))
         self._size += len(data)
@@ -268,8 +272,9 @@ class _End(asyncio.Protocol):
 class _Relay:
     """One link in the process that carries it."""
 
-    def __init__(self, port: int, target: int, counts: Counter[str]) -> None:
+    def __init__(self, port: int, target: int, counts: Counter[str], holding: dict[int, float]) -> None:
         self.fault = CLEAR
+        self.holding = holding
         self.loop = asyncio.get_running_loop()
         self.counts = counts
         self.ends: set[asyncio.Transport] = set()
@@ -328,7 +333,8 @@ class _Relay:
 
 
 async def _carry() -> None:
-    loop, counts, relays = asyncio.get_running_loop(), Counter[str](), list[_Relay]()
+    loop, relays = asyncio.get_running_loop(), list[_Relay]()
+    counts, holding = Counter[str](), dict[int, float]()  # Of all links together.
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
@@ -337,15 +343,15 @@ async def _carry() -> None:
         if isinstance(order, list):
             for port, target in order:
                 try:
-                    relays.append(_Relay(port, target, counts))
+                    relays.append(_Relay(port, target, counts, holding))
                     await relays[-1].become(CLEAR)
                 except OSError as error:
                     answer = {"error": f"port {port}: {os.strerror(error.errno or 0)}"}
+        elif "hold" in order:
+            holding[order["hold"]] = order["seconds"]
         elif order:
-            given = order["fault"]
-            fault = Fault(**given | {"hold": {int(key): seconds for key, seconds in given["hold"].items()}})
             for number in order["links"]:
-                await relays[number].become(fault)
+                await relays[number].become(Fault(**order["fault"]))
         else:
             answer = dict(counts)
         print(json.dumps(answer), flush=True)

@@ -29,11 +29,6 @@ class Breaker:
         self._thread = threading.Thread(target=self._run, name="nodes")
         self._thread.start()
 
-    @property
-    def complete(self) -> bool:
-        """Whether every kind has come."""
-        return self.rotation.rounds > 0 and not self._later
-
     def join(self) -> None:
         """Wait until the last fault is over."""
         self._thread.join()

@@ -22,17 +22,13 @@ class Rotation:
         self._chance = chance
         self._left: list[str] = []
         self._lock = threading.Lock()
-        self.rounds = 0
-        """how often all kinds have been drawn"""
 
     def draw(self) -> str:
         """The next kind."""
         with self._lock:
             if not self._left:
                 self._left = self._chance.sample(self._kinds, len(self._kinds))
-            kind = self._left.pop()
-            self.rounds += not self._left
-            return kind
+            return self._left.pop()
 
 
 @dataclass

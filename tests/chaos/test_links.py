@@ -163,17 +163,21 @@ def test_late_links_keep_the_order(links: Links, port: int, fault: Fault) -> Non
 
 
 def test_held_request_arrives_late_even_if_its_client_has_gone(links: Links, port: int, echo: Echo) -> None:
-    links.set([LINK], Fault(hold={END_TXN: 1.5}))
+    links.hold_next(END_TXN, 1.5)
     with connected(port) as client, connected(port) as other:
         client.sendall(request(0) + request(END_TXN) + request(1))
         assert answer(client, 14) == request(0)
         assert silent(client), "what comes after a held request waits behind it"
-        other.sendall(request(2))
-        assert answer(other, 14) == request(2), "other connections are not held"
-        links.set([LINK], CLEAR)
-    assert request(END_TXN) not in echo.got
-    wait_until(lambda: echo.got == request(0) + request(2) + request(END_TXN) + request(1), "it arrived")
+        other.sendall(request(END_TXN))
+        assert answer(other, 14) == request(END_TXN), "only one is held, and other connections are not"
+    assert echo.got == request(0) + request(END_TXN)
+    wait_until(lambda: echo.got == request(0) + 2 * request(END_TXN) + request(1), "it arrived")
     wait_until(lambda: echo.ended == 2, "then the connections have ended")
+    links.hold_next(END_TXN, 1.5)
+    links.hold_next(END_TXN, 0)
+    with connected(port) as client:
+        client.sendall(request(END_TXN))
+        assert answer(client, 14) == request(END_TXN), "it was taken back"
     counts = links.counts()
     assert (counts["held"], counts["late"]) == (1, 1)
 
