@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from streams.crowd.counts import Part
 from streams.crowd.release import Released
 from streams.crowd.rule import UNIT
+from streams.crowd.window import Part
 from streams.event import iso
 from streams.outcome import Output
 from streams.plan import Plan, PurposePlan

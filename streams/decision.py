@@ -32,5 +32,6 @@ def decide(
     if isinstance(allowed, Refusal):
         return allowed
     # INVARIANT (refusal beats permission): the lower of the two rungs, never the higher.
-    recipe = service.recipes[min(allowed, purpose.highest)]
+    highest = purpose.highest
+    recipe = service.recipes[allowed if allowed < highest else highest]
     return Refusal.RUNG_TOO_LOW if recipe is None else recipe

@@ -103,7 +103,7 @@ def _serve(
     source = place.source
     outputs: list[Output] = []
     refusals: list[tuple[str, Refusal]] = []
-    crowd: list[Contribution] = []
+    crowd: tuple[Contribution, ...] = ()
     for service in services:
         recipe = decide(service, consent, recorded, latest, source.clock_skew)
         if isinstance(recipe, Refusal):
@@ -114,7 +114,7 @@ def _serve(
             if counted is None:
                 refusals.append((service.purpose.name, Refusal.NOTHING_LEFT))
             else:
-                crowd.append(Contribution(service.purpose.name, subject, *counted, recorded))
+                crowd += (Contribution(service.purpose.name, subject, *counted, recorded),)
             continue
         body = minimize(envelope.document, recipe, recorded)
         if body is ABSENT:
@@ -124,7 +124,7 @@ def _serve(
         sealed = service.purpose.seal(source.raw_topic, partition, offset)
         outputs.append(_output(service.purpose, recipe, body, subject, consent.version, recorded, sealed))
     if crowd:
-        return Outcome(_PUBLISHED if outputs else _COUNTED, tuple(outputs), None, tuple(refusals), tuple(crowd))
+        return Outcome(_PUBLISHED if outputs else _COUNTED, tuple(outputs), None, tuple(refusals), crowd)
     if not outputs:
         # The furthest that any purpose came says most about why nothing passed.
         return suppressed(max((why for _, why in refusals), key=_PROGRESS.index), tuple(refusals))

@@ -4,8 +4,8 @@ from itertools import product
 
 import pytest
 
-from streams.crowd.counts import Part
 from streams.crowd.rule import UNIT
+from streams.crowd.window import Part
 from tests.bench.anonymous import HOUR, crowds, possible
 from tests.bench.castle import Group, Purchase, Stream, keys, range_of, ranges_of
 

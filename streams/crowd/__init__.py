@@ -1,10 +1,11 @@
 """The crowd gate: what many people did, counted so that nobody can be found in it. Reading order:
 
     rule      what a policy says about one crowd purpose, compiled
+    sealed    what is kept and sent, encrypted
+    window    one open window of one partition
     counts    stage one: what the people of one partition add to the cells of open windows, each within their bounds
     release   which cells of a window may be told: the threshold, and the guard against subtraction
     noise     the same with differential privacy
-    sealed    what is kept and sent, encrypted
     rounds    stage two: when a window closes, and that it is released once
 
 Everything here is a pure fold over records: bytes and times in, values out. `streams/kafka/agents.py` puts stage one
@@ -13,11 +14,11 @@ into the transaction of the event lane, and runs stage two as a lane of its own.
 
 from collections.abc import Mapping
 
-from streams.crowd.counts import Cell, Part
 from streams.crowd.noise import noisy
 from streams.crowd.release import Released
 from streams.crowd.release import release as exact
 from streams.crowd.rule import CrowdRule
+from streams.crowd.window import Cell, Part
 
 __all__ = ["told_of"]
 

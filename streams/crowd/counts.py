@@ -15,19 +15,16 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from fractions import Fraction
-from operator import add as plus
 from typing import TypeVar
 
 import msgspec
 
 from streams.crowd.rule import UNIT, CrowdRule, Noise
 from streams.crowd.sealed import Sealed
+from streams.crowd.window import Cell, Change, Changes, OpenCell, Part, Window
 from streams.keys import MasterKey
 
-__all__ = ["Added", "Cell", "Counts", "Entry", "Part", "StateRecord"]
-
-Cell = bytes
-"""The values of the `by` fields, as JSON: `["viewed","lamps"]`. Bytes, because 1, 1.0 and true are equal in Python."""
+__all__ = ["Added", "Counts", "StateRecord"]
 
 StateRecord = tuple[bytes, bytes | None]
 """Key and value of a record of the state topic; None: what was under the key is done with."""
@@ -56,71 +53,6 @@ class Added(StrEnum):
     """its person has been in as many windows of the day as the noise may cost one person"""
 
 
-class Entry(msgspec.Struct, array_like=True, gc=False):
-    """What one person adds to one cell."""
-
-    events: int
-    sums: list[int]
-    """in millionths, not yet clamped"""
-    earliest: int
-    """when the first of the events was recorded: consent must reach back to it"""
-
-    def add(self, events: int, sums: list[int], recorded: int) -> None:
-        """Add to it. Its list of sums is another one then: the first change has the old one."""
-        self.events += events
-        self.sums = list(map(plus, self.sums, sums))
-        if recorded < self.earliest:
-            self.earliest = recorded
-
-
-_Change = tuple[bytes, Cell, int, list[int], int]
-"""An addition to an entry: subject, cell, events, sums, and when the earliest of the events was recorded."""
-_FULL: _Change = (b"", b"", 0, [], 0)
-"""Stands for: more cells came than the window may have."""
-
-
-class Part(msgspec.Struct, array_like=True, gc=False):
-    """What a partition, or all of them, add to one cell."""
-
-    people: int
-    events: int
-    sums: list[int]
-
-
-class _Window:
-    """One open window: entries by person and cell, how many people each cell has, and the keys of its state."""
-
-    __slots__ = ("cells", "changes", "full", "keys", "people")
-
-    def __init__(self) -> None:
-        self.full = False
-        """more cells came than it may have"""
-        self.people: dict[bytes, dict[Cell, Entry]] = {}
-        self.cells: dict[Cell, int] = {}
-        self.keys: list[bytes] = []
-        self.changes: list[_Change] = []
-
-    def fill(self) -> None:
-        """Keep nothing of it but that it is full."""
-        self.full = True
-        self.people.clear()
-        self.cells.clear()
-
-    def add(self, subject: bytes, cell: Cell, events: int, sums: list[int], recorded: int) -> int:
-        """Add to an entry; return how many cells that makes more."""
-        entries = self.people.get(subject)
-        if entries is None:
-            entries = self.people[subject] = {}
-        entry = entries.get(cell)
-        if entry is None:
-            entries[cell] = Entry(events, sums, recorded)
-            known = self.cells.get(cell)
-            self.cells[cell] = 1 if known is None else known + 1
-            return known is None
-        entry.add(events, sums, recorded)
-        return 0
-
-
 class _Budget:
     """What the noise of one purpose has cost the people of one partition, by day; in millionths of epsilon."""
 
@@ -142,7 +74,7 @@ class _Budget:
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_changes = msgspec.msgpack.Decoder(list[_Change])
+_changes = msgspec.msgpack.Decoder(Changes | None)
 _spent = msgspec.msgpack.Decoder(list[tuple[bytes, int]])
 
 
@@ -160,13 +92,15 @@ class Counts:
 
     def __init__(self, rules: Iterable[CrowdRule], master: MasterKey) -> None:
         self.rules = {rule.purpose: rule for rule in rules}
-        self._windows: dict[tuple[str, int], _Window] = {}
+        self._windows: dict[tuple[str, int], Window] = {}
+        self._latest: dict[str, Window] = {}
+        """by purpose: the open window that was found last, where the next event will lie as well"""
         self._closed: dict[str, int] = {}
         """by purpose: the end of the last window that is closed (ms)"""
         self._shapes = {rule.purpose: rule.shape().encode() for rule in self.rules.values()}
         self._strange: dict[str, list[bytes]] = {}
         """keys of state that another policy has left"""
-        self._changed: dict[tuple[str, int], _Window] = {}
+        self._changed: dict[tuple[str, int], Window] = {}
         """windows with changes that the state topic does not hold yet"""
         self._cells = dict.fromkeys(self.rules, 0)
         """by purpose: how many cells all open windows have"""
@@ -177,58 +111,72 @@ class Counts:
 
     def add(self, purpose: str, subject: bytes, cell: Cell, sums: list[int], recorded: int) -> Added:
         """Count one event of a person who allows it; `sums` are the parts of its fields, in millionths."""
-        rule = self.rules[purpose]
-        start = recorded - recorded % rule.window
-        window = self._windows.get((purpose, start))
-        if window is None:
-            if start < self._closed.get(purpose, start):
+        window = self._latest.get(purpose)
+        if window is None or not window.start <= recorded < window.end:
+            window = self._window_at(purpose, recorded)
+            if window is None:
                 return Added.LATE
-            window = _Window()
-        if window.full:
-            return Added.WINDOW_IS_FULL
-        entries = window.people.get(subject)
-        if entries is not None and (entry := entries.get(cell)) is not None:
-            # The usual case: no bound is met, and the window has changes already.
-            entry.add(1, sums, recorded)
-            if window.changes:
-                window.changes.append((subject, cell, 1, sums, recorded))
-            else:
-                self._note(purpose, start, window, (subject, cell, 1, sums, recorded))
-            return Added.COUNTED
-        if entries is None:
-            # INVARIANT (budget): a person's first event in a window costs what the whole window does.
-            budget = self._budgets.get(purpose)
-            if budget is not None and not budget.affords(start, subject):
-                return Added.BUDGET_IS_SPENT
-        # INVARIANT (bounded): what one person adds does not depend on how much they do.
-        elif len(entries) >= rule.most_per_person:
-            return Added.PERSON_IS_FULL
-        # Under noise there is no such limit: it would let one person keep out the cells of others.
-        if cell not in window.cells and rule.noise is None and not self._has_room(rule, window):
-            if window.cells or len(self._windows) < _MOST_WINDOWS:
-                # Which cells came first would tell who did, so none is told, and nothing more is kept.
-                self._windows[purpose, start] = window
-                self._cells[purpose] -= len(window.cells)
-                window.fill()
-                self._note(purpose, start, window, _FULL)
-            return Added.WINDOW_IS_FULL
-        if entries is None:
-            if budget is not None:
-                budget.spend(start, subject, budget.cost)
-            if not window.cells:
-                self._windows[purpose, start] = window
-        self._cells[purpose] += window.add(subject, cell, 1, sums, recorded)
-        self._note(purpose, start, window, (subject, cell, 1, sums, recorded))
+        change = subject, 1, sums, recorded
+        found = window.cells.get(cell)
+        if found is None or (entry := found.people.get(subject)) is None:
+            return self._add_entry(purpose, window, found, cell, change)
+        # The usual case: no bound is met.
+        entry.add(1, sums, recorded)
+        if found.changes:
+            found.changes.append(change)
+        else:
+            self._note(purpose, window, cell, found, change)
         return Added.COUNTED
 
-    def _has_room(self, rule: CrowdRule, window: _Window) -> bool:
+    def _window_at(self, purpose: str, recorded: int) -> Window | None:
+        """Return the window of an event, which is kept once it holds anything; None: it is closed."""
+        rule = self.rules[purpose]
+        start = rule.window_of(recorded)
+        window = self._windows.get((purpose, start))
+        if window is not None:
+            self._latest[purpose] = window
+        elif start >= self._closed.get(purpose, start):
+            window = Window(start, start + rule.window)
+        return window
+
+    def _add_entry(self, purpose: str, window: Window, found: OpenCell | None, cell: Cell, change: Change) -> Added:
+        """Count the first event of a person in a cell, which is a new one if it was not found."""
+        rule, budget, subject = self.rules[purpose], self._budgets.get(purpose), change[0]
+        if window.full:
+            return Added.WINDOW_IS_FULL
+        mine = window.people.get(subject)
+        if mine is None:
+            # INVARIANT (budget): a person's first event in a window costs what the whole window does.
+            if budget is not None and not budget.affords(window.start, subject):
+                return Added.BUDGET_IS_SPENT
+        # INVARIANT (bounded): what one person adds does not depend on how much they do.
+        elif mine >= rule.most_per_person:
+            return Added.PERSON_IS_FULL
+        if found is None:
+            # Under noise there is no such limit: it would let one person keep out the cells of others.
+            if rule.noise is None and not self._has_room(rule, window):
+                if window.cells or len(self._windows) < _MOST_WINDOWS:
+                    # Which cells came first would tell who did, so none is told, and nothing more is kept.
+                    self._windows[purpose, window.start] = self._changed[purpose, window.start] = window
+                    self._cells[purpose] -= len(window.cells)
+                    window.fill()
+                return Added.WINDOW_IS_FULL
+            self._windows[purpose, window.start] = window
+            self._cells[purpose] += 1
+        if mine is None and budget is not None:
+            budget.spend(window.start, subject, budget.cost)
+        self._note(purpose, window, cell, window.add(cell, change), change)
+        return Added.COUNTED
+
+    def _has_room(self, rule: CrowdRule, window: Window) -> bool:
         """Tell whether there may be one more cell: in the window, and in all open ones together."""
         return len(window.cells) < rule.most_cells and self._cells[rule.purpose] < _MOST_OPEN
 
-    def _note(self, purpose: str, start: int, window: _Window, change: _Change) -> None:
-        if not window.changes:
-            self._changed[purpose, start] = window
-        window.changes.append(change)
+    def _note(self, purpose: str, window: Window, cell: Cell, found: OpenCell, change: Change) -> None:
+        if not found.changes:
+            window.changed[cell] = found
+            self._changed[purpose, window.start] = window
+        found.changes.append(change)
 
     def take_changes(self) -> Iterator[StateRecord]:
         """Yield what the state topic must hold of what was counted since the last time."""
@@ -237,8 +185,7 @@ class Counts:
             self._number += 1
             key = b"%b %d %d %b" % (purpose.encode(), start, self._number, self._shapes[purpose])
             window.keys.append(key)
-            changes, window.changes = window.changes, []
-            yield key, self._sealed.close(_encode(changes), key)
+            yield key, self._sealed.close(_encode(window.take_changes()), key)
 
     def restore(self, records: Iterable[tuple[bytes, bytes | None]]) -> None:
         """Take all records of the state topic, in order.
@@ -274,17 +221,21 @@ class Counts:
             # INVARIANT (fail closed): it was counted under another policy, and says something else.
             self._strange.setdefault(purpose, []).append(key)
             return
-        window = self._windows.setdefault((purpose, start), _Window())
+        window = self._windows.setdefault((purpose, start), Window(start, start + self.rules[purpose].window))
         window.keys.append(key)
         budget = self._budgets.get(purpose)
-        for change in self._read(key, value, _changes):
-            if window.full or change == _FULL:
-                self._cells[purpose] -= len(window.cells)
-                window.fill()
-                break
-            if budget is not None and change[0] not in window.people:
-                budget.spend(start, change[0], budget.cost)
-            self._cells[purpose] += window.add(*change)
+        changes = self._read(key, value, _changes)
+        if window.full or changes is None:
+            self._cells[purpose] -= len(window.cells)
+            window.fill()
+            return
+        before = len(window.cells)
+        for cell, added in changes:
+            for change in added:
+                if budget is not None and change[0] not in window.people:
+                    budget.spend(start, change[0], budget.cost)
+                window.add(cell, change)
+        self._cells[purpose] += len(window.cells) - before
 
     def _restore_spent(self, purpose: str, day: int, key: bytes, value: bytes | None) -> None:
         if value is None or purpose not in self.rules:
@@ -313,12 +264,13 @@ class Counts:
         self._closed[purpose] = self._end(rule, through)
         self._forget_spent(rule, through)
         self._strange.pop(purpose, None)
+        self._latest.pop(purpose, None)
         closing = [start for start in self.open(purpose) if start <= through]
         windows = {start: self._windows.pop((purpose, start)) for start in closing}
         for start, window in windows.items():
             self._cells[purpose] -= len(window.cells)
             self._changed.pop((purpose, start), None)
-        return [(start, None if window.full else _parts(rule, window, allows)) for start, window in windows.items()]
+        return [(start, None if window.full else window.parts(rule, allows)) for start, window in windows.items()]
 
     def _end(self, rule: CrowdRule, through: int) -> int:
         return max(through + rule.window, self._closed.get(rule.purpose, through))
@@ -362,23 +314,6 @@ class Counts:
                     del budget.spent[day]
 
 
-def _parts(rule: CrowdRule, window: _Window, allows: Callable[[bytes, int], bool]) -> dict[Cell, Part]:
-    parts: dict[Cell, Part] = {}
-    for subject, entries in window.people.items():
-        # INVARIANT (T1 for crowds): asked now, after the gate. One event too old for a grant takes all out.
-        if allows(subject, min(entry.earliest for entry in entries.values())):
-            _add_person(rule, entries, parts)
-    return parts
-
-
 def _is_over(rule: CrowdRule, day: int, through: int) -> bool:
     """Tell whether the last window that begins on a day is closed, once all up to one are."""
     return rule.window_of((day + 1) * _DAY - 1) <= through
-
-
-def _add_person(rule: CrowdRule, entries: Mapping[Cell, Entry], parts: dict[Cell, Part]) -> None:
-    for cell, entry in entries.items():
-        part = parts.setdefault(cell, Part(0, 0, [0] * len(rule.sums)))
-        part.people += 1
-        part.events += entry.events if rule.most_events is None else min(entry.events, rule.most_events)
-        part.sums = [all_ + sum_.clamp(mine) for all_, sum_, mine in zip(part.sums, rule.sums, entry.sums, strict=True)]

@@ -41,9 +41,9 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from streams.crowd.counts import Cell, Part
 from streams.crowd.release import Released
 from streams.crowd.rule import CrowdRule
+from streams.crowd.window import Cell, Part
 from streams.errors import SettingsError
 
 __all__ = ["Mechanism", "Statistic", "noisy", "statistics"]

@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from streams.crowd.counts import Cell, Part
 from streams.crowd.rule import CrowdRule
+from streams.crowd.window import Cell, Part
 
 __all__ = ["Released", "guarded", "merged", "release"]
 

@@ -19,10 +19,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from streams.crowd.counts import Cell, Part, StateRecord
+from streams.crowd.counts import StateRecord
 from streams.crowd.release import merged
 from streams.crowd.rule import CrowdRule
 from streams.crowd.sealed import Sealed
+from streams.crowd.window import Cell, Part
 from streams.keys import MasterKey
 
 __all__ = ["Closed", "Closing", "Partial", "Progress", "Rounds", "partials"]

@@ -5,8 +5,7 @@ topics, as `@app.agent` does, and the application runs one lane of it per partit
 agent returns is committed with the offsets of its batch, or not at all.
 """
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from streams.consent import Refusal
@@ -58,10 +57,13 @@ def minimize(batch: Batch, view: View) -> Work:
         return counting.answer(batch, view)
     source = next(source for source in view.plan.sources if source.topic == batch.topic)
     process = bind(Place(source, view.partition), view.consents, view.plan, view.now)
-    outcomes = [process(record) for record in batch.records]
-    work = _work(source, view.partition, outcomes)
+    outcomes: Iterable[Outcome] = map(process, batch.records)
+    tallies = dict[tuple[str, ...], int]()
     if counting is not None:
-        work.tallies.update(counting.count(outcomes, batch.topic))
+        outcomes = counting.count(outcomes, tallies)
+    work = _work(source, view.partition, outcomes)
+    work.tallies.update(tallies)
+    if counting is not None:
         counting.passed(source, batch.records, view.now)
         work.sends.update(counting.work(view).sends)
     return work
@@ -94,13 +96,15 @@ def rekey(batch: Batch, view: View) -> Work:
     return work
 
 
-def _work(source: SourcePlan, partition: int, outcomes: list[Outcome]) -> Work:
+def _work(source: SourcePlan, partition: int, outcomes: Iterable[Outcome]) -> Work:
     """Sort the outputs of a batch by where they go, and count what became of its events."""
-    tallies: Counter[tuple[str, ...]] = Counter()
-    for (kind, reason), count in Counter([(kind, reason) for kind, _, reason, _, _ in outcomes]).items():
-        tallies[(kind, source.name, "", reason or "")] = count
+    # One by one as they come: what a thousand outcomes have held is in no cache any more.
+    kinds: dict[tuple[str, str | None], int] = {}
+    tallies: dict[tuple[str, ...], int] = {}
     by_topic: dict[str, list[Output]] = {}
-    for _, outputs, _, refusals, _ in outcomes:
+    for kind, outputs, reason, refusals, _ in outcomes:
+        what = kind, reason
+        kinds[what] = kinds.get(what, 0) + 1
         for output in outputs:
             topic = output[0]
             if topic in by_topic:
@@ -108,9 +112,12 @@ def _work(source: SourcePlan, partition: int, outcomes: list[Outcome]) -> Work:
             else:
                 by_topic[topic] = [output]
         for purpose, refusal in refusals:
-            tallies[("refused", source.name, purpose, refusal)] += 1
+            refused = "refused", source.name, purpose, refusal
+            tallies[refused] = tallies.get(refused, 0) + 1
+    for (became, why), count in kinds.items():
+        tallies[became, source.name, "", why or ""] = count
     for purpose in {service.purpose.topic for services in source.services.values() for service in services}:
-        tallies[("output", source.name, purpose, "")] = len(by_topic.get(purpose, ()))
+        tallies["output", source.name, purpose, ""] = len(by_topic.get(purpose, ()))
     return Work({(topic, partition): outputs for topic, outputs in by_topic.items()}, tallies)
 
 

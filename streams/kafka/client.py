@@ -21,6 +21,7 @@ from streams.kafka.internals import OneCommitProducer, fill, hand_on_raw_records
 from streams.kafka.port import Batch, ConsentBatch, Mark, PortError, Sends
 from streams.kafka.topic_id import topic_id
 from streams.kafka.work import BoundAgent
+from streams.outcome import Output
 from streams.plan import Plan
 
 __all__ = ["AiokafkaConsents", "AiokafkaLane", "KafkaPorts"]
@@ -198,22 +199,25 @@ class AiokafkaLane:
 
     async def send(self, sends: Sends) -> dict[tuple[str, int], int]:
         """See the port."""
-        producer, ends = self._own_producer, dict[tuple[str, int], int]()
-        futures, counts = [], []
         async with translated():
-            for (topic, partition), outputs in sends.items():
-                done = 0
-                while done < len(outputs):
-                    batch = producer.create_batch()
-                    before, done = done, fill(batch, outputs, done)
-                    counts.append(done - before)
-                    futures.append(await producer.send_batch(batch, topic, partition=partition))
-            # INVARIANT (exactly once): a commit does not fail for a rejected batch, so each one is asked for.
-            for outcome, count in zip(await asyncio.gather(*futures, return_exceptions=True), counts, strict=True):
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                ends[outcome.topic, outcome.partition] = outcome.offset + count
-        return ends
+            # At once: else a partition with two batches keeps the next one waiting until the first is written.
+            ways = [self._send(*place, outputs) for place, outputs in sends.items() if outputs]
+            ends = await asyncio.gather(*ways, return_exceptions=True)
+            for end in ends:
+                if isinstance(end, BaseException):
+                    raise end
+        return dict(end for end in ends if not isinstance(end, BaseException))
+
+    async def _send(self, topic: str, partition: int, outputs: Sequence[Output]) -> tuple[tuple[str, int], int]:
+        """Write to one partition, in order; return it, and the offset after the last record."""
+        producer, futures, done = self._own_producer, list[asyncio.Future[Any]](), 0
+        while done < len(outputs):
+            batch = producer.create_batch()
+            last, done = done, fill(batch, outputs, done)
+            futures.append(await producer.send_batch(batch, topic, partition=partition))
+        # INVARIANT (exactly once): a commit does not fail for a rejected batch, so each one is asked for.
+        *_, outcome = await asyncio.gather(*futures)
+        return (topic, partition), int(outcome.offset) + done - last
 
     async def send_offsets(self, offsets: Mapping[str, int]) -> None:
         """See the port."""

@@ -54,28 +54,26 @@ class Counting:
             self.counts.restore(records[start : start + _AT_ONCE])
             yield
 
-    def count(self, outcomes: Iterable[Outcome], topic: str) -> Counter[tuple[str, ...]]:
-        """Count what events of a topic add; return what to tally."""
-        add, tallies, counted, latest = self.counts.add, Counter[tuple[str, ...]](), dict[str, int](), -1
+    def count(self, outcomes: Iterable[Outcome], tallies: dict[tuple[str, ...], int]) -> Iterator[Outcome]:
+        """Count what events add, one by one as they are handled; `tallies` say what became of them."""
+        add, counted, others = self.counts.add, dict[str, int](), list[tuple[str, Added]]()
         for outcome in outcomes:
-            for one in outcome[4]:
-                purpose, _, _, _, recorded = one
-                if recorded > latest:
-                    latest = recorded
-                # Enumerations are slow keys, and nearly all is counted.
-                if (added := add(*one)) is Added.COUNTED:
+            for part in outcome[4]:
+                purpose = part[0]
+                if (added := add(*part)) is Added.COUNTED:
                     counted[purpose] = counted.get(purpose, 0) + 1
                 else:
-                    tallies["crowd", purpose, added, ""] += 1
-        tallies.update({("crowd", purpose, Added.COUNTED, ""): count for purpose, count in counted.items()})
-        if latest >= 0:
-            self.seen(topic, latest)
-        return tallies
+                    others.append((purpose, added))
+            yield outcome
+        for purpose, count in counted.items():
+            tallies["crowd", purpose, Added.COUNTED, ""] = count
+        for (purpose, added), count in Counter(others).items():
+            tallies["crowd", purpose, added, ""] = count
 
     def passed(self, source: SourcePlan, records: Sequence[Record], now: int) -> None:
         """Note when the last event of a batch that can be read was recorded.
 
-        Of the others only those that are counted matter: to be behind closes a window later, and no more.
+        Where others are ahead of it: to be behind closes a window later, and no more.
         """
         for record in reversed(records):
             with suppress(Rejected):

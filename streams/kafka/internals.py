@@ -11,6 +11,9 @@
   each is read as what it is, and holds what `streams.kafka.codecs` allows.
 - uvloop raises RuntimeError for a write to a connection that is closed already. The library expects OSError there, and
   its membership in the group ended by it, for good: here it is an error of the connection.
+- After 0.1 s with unread records the consumer asks the same broker for its other partitions alone. Nothing comes there,
+  so the broker holds the answer back for `fetch_wait`, and nobody asks for more of the busy one meanwhile: here it
+  waits until what it has is taken. (A lane reads all its partitions, so none waits longer for that.)
 - `BatchBuilder.append` is called once for each record: here the builder below it is.
 """
 
@@ -174,6 +177,8 @@ class _RawRecords:
 
 
 _LONGEST = 1_000_000
+_UNREAD = 10.0
+"""Seconds."""
 
 
 def hand_on_raw_records(consumer: AIOKafkaConsumer, most: int) -> None:
@@ -184,6 +189,7 @@ def hand_on_raw_records(consumer: AIOKafkaConsumer, most: int) -> None:
     fetcher.MemoryRecords = Batches
     bound_what_is_unpacked()
     consumer._fetcher._records = _Buffer(most)
+    consumer._fetcher._prefetch_backoff = _UNREAD
 
 
 def fill(batch: Any, outputs: Sequence[Output], start: int) -> int:

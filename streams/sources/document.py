@@ -97,8 +97,11 @@ class DocumentReader:
         known = [attribute for attribute in wanted if attribute is not None]
         if len(known) == len(wanted) > 1:
             return attrgetter(*known)
-        single = [attrgetter(attribute) if attribute is not None else _absent for attribute in wanted]
-        return lambda document: tuple(get(document) for get in single)
+        if len(known) == len(wanted) == 1:
+            get = attrgetter(known[0])
+            return lambda document: (get(document),)
+        each = [attrgetter(attribute) if attribute is not None else _absent for attribute in wanted]
+        return lambda document: tuple(get(document) for get in each)
 
     def read(self, value: bytes | None) -> Envelope:
         """Read one event.

@@ -31,8 +31,9 @@ from zlib import crc32
 import msgspec
 
 from streams.crowd import told_of
-from streams.crowd.counts import Cell, Counts, Part
+from streams.crowd.counts import Counts
 from streams.crowd.rule import UNIT, CrowdRule, Sum
+from streams.crowd.window import Cell, Part
 from streams.keys import MasterKey
 from tests.bench.castle import EDGES, Key, Purchase, Stream, keys, range_of, ranges_of
 from tests.command import Arguments

@@ -5,9 +5,10 @@ import random
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-__all__ = ["consents", "crowd_policy", "events", "policy"]
+__all__ = ["CROWDS", "consents", "crowd_policy", "events", "policy"]
 
 SUBJECTS = 10_000
+CATEGORIES = ["lighting", "gifts", "kitchen", "garden", "paper"]
 
 
 def policy(prefix: str) -> str:
@@ -38,21 +39,29 @@ events:
 """
 
 
-def crowd_policy(prefix: str, run: str) -> str:
-    """Return the same with a crowd purpose more: event types and categories by hour. Its state is of this run alone."""
+CROWDS = {
+    "counts in a crowd": "k: 20, window: 1d, late: 10m, by: [properties.category], most_per_person: 5",
+    "counts and sums in a crowd": (
+        "k: 20, window: 1h, late: 10m, by: [type, properties.category], sum: {properties.price: [0, 1000]}, "
+        "most_per_person: 5"
+    ),
+}
+"""What a crowd purpose counts. Each person is in five cells."""
+
+
+def crowd_policy(prefix: str, run: str, crowd: str) -> str:
+    """Return the same with a crowd purpose more, one of `CROWDS`. Its state is of this run alone."""
     own = ", ".join(f"{of}: {prefix}.{of}-{run}" for of in ("counting", "closings", "partials", "rounds"))
-    crowd = f"""
+    purpose = f"""
   shop.stock:
     benefit: The shop stocks what is wanted
     topic: {prefix}.stock
     rung: crowd
     lifetime: 7d
-    crowd:
-      {{k: 20, window: 1h, late: 10m, by: [type, properties.category], sum: {{properties.price: [0, 1000]}},
-       most_per_person: 5}}
+    crowd: {{{CROWDS[crowd]}}}
 events:
 """
-    return policy(prefix).replace("quarantine}", f"quarantine, {own}}}").replace("\nevents:\n", crowd)
+    return policy(prefix).replace("quarantine}", f"quarantine, {own}}}").replace("\nevents:\n", purpose)
 
 
 def consents() -> Iterator[tuple[bytes, bytes]]:
@@ -91,7 +100,7 @@ def events(count: int, seed: int = 7) -> Iterator[tuple[bytes, bytes]]:
             },
             "properties": {
                 "product_id": f"sku-{number % 5000}",
-                "category": "lighting",
+                "category": CATEGORIES[number % len(CATEGORIES)],
                 "price": chance.randrange(100, 20_000) / 100,
                 "list": "search results",
                 "position": number % 40,

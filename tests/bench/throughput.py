@@ -22,6 +22,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -32,7 +33,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from streams.embedded import apache_kafka
 from streams.keys import MasterKey
-from tests.bench.load import consents, crowd_policy, events, policy
+from tests.bench.load import CROWDS, consents, crowd_policy, events, policy
 from tests.command import Arguments
 
 PARTITIONS = 4
@@ -61,7 +62,7 @@ def main() -> int:
             if options.strict:
                 contenders["celosia, strict gate"] = lambda: bench.celosia("strict")
             if options.crowd:
-                contenders["celosia, one crowd purpose more"] = bench.celosia_with_a_crowd
+                contenders |= {f"celosia, {crowd}": partial(bench.celosia_with_a_crowd, crowd) for crowd in CROWDS}
             if options.peer:
                 contenders["peer"] = lambda: bench.process(shlex.split(options.peer))
             runs: dict[str, list[Run]] = {name: [] for name in contenders}
@@ -81,7 +82,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--events", type=int, default=400_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--strict", action="store_true", help="a worker with the strict gate beside it")
-    parser.add_argument("--crowd", action="store_true", help="a worker with a crowd purpose more beside it")
+    parser.add_argument("--crowd", action="store_true", help="workers with a crowd purpose more beside it")
     parser.add_argument("--peer", help="command to run beside it; {bootstrap} {source} {sink} {events} are filled in")
     parser.add_argument("--latency", type=int, default=20, help="seconds of the latency run; 0 leaves it out")
     parser.add_argument("--latency-only", action="store_true")
@@ -164,11 +165,11 @@ class Bench:
             process.stdin.close()
         return Run(self.count / (last - first), cpu / self.count * 1e6, memory)
 
-    def celosia_with_a_crowd(self) -> Run:
-        """One round of a worker that counts too, with topics of its own for what it has counted."""
+    def celosia_with_a_crowd(self, crowd: str) -> Run:
+        """One round of a worker with a crowd purpose more, with topics of its own for what it has counted."""
         run = uuid4().hex[:6]
         file = self.folder / f"policy-{run}.yaml"
-        file.write_text(crowd_policy(self.prefix, run))
+        file.write_text(crowd_policy(self.prefix, run, crowd))
         compact = {"cleanup.policy": "compact"}
         self._create({f"{self.prefix}.{of}-{run}": compact for of in ("counting", "rounds")})
         self._create({f"{self.prefix}.{of}-{run}": {} for of in ("closings", "partials")})

@@ -10,10 +10,11 @@ from zlib import crc32
 import msgspec
 
 from streams.crowd import told_of
-from streams.crowd.counts import Added, Cell, Counts, Part
+from streams.crowd.counts import Added, Counts
 from streams.crowd.release import Released
 from streams.crowd.rounds import Closed, Closing, Partial, Progress, Rounds, partials
 from streams.crowd.rule import CrowdRule
+from streams.crowd.window import Cell, Part
 from streams.keys import MasterKey
 from tests.crowd.logs import Log, compacted
 

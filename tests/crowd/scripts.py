@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from random import Random
 from typing import NamedTuple
 
-from streams.crowd.counts import Cell
 from streams.crowd.rule import CrowdRule, Sum
+from streams.crowd.window import Cell
 from tests.crowd.deployment import Deployment, cell_of
 
 __all__ = [

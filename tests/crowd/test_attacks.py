@@ -17,9 +17,10 @@ from random import Random
 
 import pytest
 
-from streams.crowd.counts import Added, Cell, Part
+from streams.crowd.counts import Added
 from streams.crowd.release import Released, release
 from streams.crowd.rule import CrowdRule, Sum
+from streams.crowd.window import Cell, Part
 from tests.crowd import model
 from tests.crowd.deployment import Deployment, cell_of, told
 from tests.crowd.scripts import (

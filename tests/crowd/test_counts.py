@@ -11,8 +11,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streams.crowd.counts import Added, Cell, Counts, Part
+from streams.crowd.counts import Added, Counts
 from streams.crowd.rule import UNIT, CrowdRule, Sum, fixed
+from streams.crowd.window import Cell, Part
 from streams.keys import MasterKey
 from tests.crowd import model
 from tests.crowd.deployment import MASTER, cell_of

@@ -13,10 +13,10 @@ from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from streams.crowd import told_of
-from streams.crowd.counts import Cell, Part
 from streams.crowd.release import guarded, merged, release
 from streams.crowd.rounds import Partial, Rounds, partials
 from streams.crowd.rule import CrowdRule
+from streams.crowd.window import Cell, Part
 from streams.keys import MasterKey
 from tests.crowd import model
 from tests.crowd.deployment import cell_of

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from streams.crowd import told_of
-from streams.crowd.counts import Cell, Part
 from streams.crowd.rounds import Closed, Closing, Partial, Progress, Rounds, partials
 from streams.crowd.rule import CrowdRule, Sum
+from streams.crowd.window import Cell, Part
 from streams.keys import MasterKey
 from tests.crowd.deployment import cell_of
 from tests.crowd.logs import Log, compacted

@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from streams.crowd.counts import Cell, Counts, Part
+from streams.crowd.counts import Counts
 from streams.crowd.release import release
 from streams.crowd.rule import LEAST_K, CrowdRule
+from streams.crowd.window import Cell, Part
 from streams.keys import MasterKey
 
 DATA = Path(os.environ.get("CELOSIA_DATA") or Path(__file__).parents[3] / "shared" / "data")

@@ -9,8 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from streams.crowd.counts import Added, Counts, Part
+from streams.crowd.counts import Added, Counts
 from streams.crowd.rule import CrowdRule, Noise
+from streams.crowd.window import Part
 from streams.keys import MasterKey
 
 HOUR, DAY = 3_600_000, 86_400_000

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.crowd.counts import Cell, Part
 from streams.crowd.noise import Mechanism
 from streams.crowd.rule import CrowdRule, Noise, Sum
+from streams.crowd.window import Cell, Part
 from tests.crowd_noise.bounds import breaks, least
 
 pytest.importorskip("opendp", reason="OpenDP is not installed: pip install 'celosia[noise]'")

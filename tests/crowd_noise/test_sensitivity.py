@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.crowd.counts import Cell, Counts, Part
+from streams.crowd.counts import Counts
 from streams.crowd.noise import Statistic, statistics
 from streams.crowd.rounds import Closed, Closing, Progress, Rounds, partials
 from streams.crowd.rule import CrowdRule, Noise, Sum
+from streams.crowd.window import Cell, Part
 from streams.keys import MasterKey
 
 RULE = CrowdRule("stock", 5, 100, 0, ("country",), most_events=2, noise=Noise(1.0, 1e-6, 1.0))

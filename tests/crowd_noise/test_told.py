@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from streams.crowd.counts import Cell, Part
 from streams.crowd.noise import Mechanism, noisy
 from streams.crowd.release import Released
 from streams.crowd.rule import UNIT, CrowdRule, Noise, Sum
+from streams.crowd.window import Cell, Part
 
 pytest.importorskip("opendp", reason="OpenDP is not installed: pip install 'celosia[noise]'")
 

@@ -12,13 +12,13 @@ from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.client import CoordinationType
 from aiokafka.conn import AIOKafkaConnection
-from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
+from aiokafka.consumer.fetcher import READ_COMMITTED, Fetcher, FetchResult, PartitionRecords
 from aiokafka.protocol.group import HeartbeatRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from streams.embedded import ApacheKafka
 from streams.kafka.connections import translated
-from streams.kafka.internals import Batches, OneCommitProducer, _Buffer, fill
+from streams.kafka.internals import Batches, OneCommitProducer, _Buffer, fill, hand_on_raw_records
 from streams.kafka.port import PortError, Unreadable
 from streams.outcome import Output
 
@@ -120,6 +120,24 @@ def test_an_answer_that_was_read_is_free_without_the_garbage_collector() -> None
         assert whole() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_a_broker_is_asked_for_nothing_while_records_of_it_are_unread(seconds: float) -> None:
+    # With the library's 0.1 s a lane of two topics stood still for `fetch_wait` whenever one of them was quiet.
+    busy, quiet = TopicPartition("busy", 0), TopicPartition("quiet", 0)
+    state = SimpleNamespace(has_valid_position=True, paused=False, position=0)
+    assignment = SimpleNamespace(tps=[busy, quiet], state_value=lambda _tp: state)
+    own = dict.fromkeys(("fetch_max_wait_ms", "fetch_min_bytes", "fetch_max_bytes", "max_partition_fetch_bytes"), 0)
+    some = SimpleNamespace(_in_flight=set(), _fetcher_timeout=0.2, _isolation_level=1, _client_rack=None)
+    some.__dict__.update({f"_{name}": value for name, value in own.items()}, _select_read_replica=lambda _tp: 1)
+    hand_on_raw_records(SimpleNamespace(_fetcher=some), 10)
+    assert len(Fetcher._get_actions_per_node(some, assignment)[0]) == 1, "both are asked for, in one request"
+    unread, _ = fetched(0, batch(0, [b"a"]))
+    unread._backoff = some._prefetch_backoff
+    unread._created -= seconds
+    some._records[busy] = unread
+    assert Fetcher._get_actions_per_node(some, assignment)[0] == []
 
 
 def test_a_batch_is_filled_until_it_is_full() -> None:

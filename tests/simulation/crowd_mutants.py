@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from streams.crowd.counts import Cell, Counts, Part
+from streams.crowd.counts import Counts
 from streams.crowd.release import Released, guarded
 from streams.crowd.rounds import Closed, Rounds
 from streams.crowd.rule import CrowdRule
+from streams.crowd.window import Cell, Part
 from streams.kafka.crowds import Counting
 from tests.simulation.mutants import Mutant
 from tests.simulation.scenario import Scenario, scenario
