@@ -1,9 +1,12 @@
 """The reader of documents at its edges: depth, groups of null, short subjects, and what its caller has used up."""
 
+import json
+
 import pytest
 
 from streams.event import Reason, Rejected
 from streams.sources import DocumentReader, Paths
+from streams.transforms import ABSENT
 
 READER = DocumentReader(Paths("who", "what", None, None), ["item.price", "item.shelf.row", "item.shelf.bay"])
 
@@ -81,3 +84,37 @@ def test_a_caller_that_stands_deep_gets_the_event_or_a_reason() -> None:
         except RecursionError:
             break  # There was no room for the call itself.
     assert answers - {Reason.TOO_DEEP} == {b"ana"}
+
+
+# --- readers that are made in the test: what they are made of is seen too --------------------------------------------
+
+
+def made(*fields: str, subject: str = "who.id") -> DocumentReader:
+    return DocumentReader(Paths(subject, "what", "at", None), fields)
+
+
+@pytest.mark.parametrize("name", ["XX", "X.X", "Xylophone.XXL", "x.XX", "_a-b", "ABC"])
+def test_names_are_taken_letter_for_letter(name: str) -> None:
+    path = name.split(".")
+    value = json.dumps(
+        {"who": {"id": "ana"}, "what": "seen", "at": 1, path[0]: {path[1]: 7} if len(path) > 1 else 7}
+    ).encode()
+    reader = made(name, "who.name")
+    assert reader.getter([name, "who.name"])(reader.read(value).document) == (7, ABSENT)
+
+
+@pytest.mark.parametrize("who", ['{"id":"eve","id":"ana"}', '{"id":"eve","\\u0069d":"ana"}'])
+@pytest.mark.parametrize("subject", ["who.id", "WHO.id"])
+def test_each_name_on_the_way_to_the_subject_is_given_once(who: str, subject: str) -> None:
+    outer = subject.partition(".")[0]
+    reader = made(subject=subject)
+    assert reader.read(f'{{"{outer}":{{"id":"ana"}},"what":"seen","at":1}}'.encode()).subject == b"ana"
+    for twice in (f'"{outer}":{who}', f'"{outer}":{{"id":"eve"}},"{outer}":{{"id":"ana"}}'):
+        with pytest.raises(Rejected) as rejected:
+            reader.read(f'{{{twice},"what":"seen","at":1}}'.encode())
+        assert rejected.value.reason is Reason.DUPLICATE_NAME
+
+
+@pytest.mark.parametrize("subject", ['"ana"', "7", '"' + "a" * 1024 + '"'])
+def test_every_subject_comes_with_its_time(subject: str) -> None:
+    assert made().read(f'{{"who":{{"id":{subject}}},"what":"seen","at":1500}}'.encode()).time == 1500

@@ -300,6 +300,12 @@ def test_the_key_must_be_the_subject(plan: Plan, key: bytes | None) -> None:
     }
 
 
+def test_a_quarantine_record_says_how_many_members_nobody_names(plan: Plan) -> None:
+    value = (event().value or b"")[:-1] + b',"a":1,"b":{"c":2}}'
+    (output,) = run(plan, event(key=b"ben")._replace(value=value)).outputs
+    assert json.loads(output.value)["unnamed"] == 2
+
+
 def test_the_key_of_a_line_in_a_file_is_not_asked_for(plan: Plan) -> None:
     place = place_of(plan, "web", keyed=False)
     assert process(event(key=None), place, consents_of(**ALL), plan, NOW).kind is Kind.PUBLISHED

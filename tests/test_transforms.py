@@ -139,6 +139,11 @@ def test_round_moves_no_amount_by_more_than_half_a_step(value: float, step: floa
     assert abs(make("round", step)(value, 0) - value) <= step / 2 * (1 + 1e-6)
 
 
+def test_round_takes_every_integer_that_a_double_can_come_near() -> None:
+    assert make("round", 1)(2**1024 - 1, 0) == 2**1024 - 1
+    assert make("round", 1)(2**1024, 0) is ABSENT
+
+
 def test_round_never_tells_a_number_beyond_what_json_holds() -> None:
     assert make("round", 10)(1 << 1024, 0) is ABSENT
     assert make("round", 1e-300)(1e300, 0) is ABSENT
@@ -189,6 +194,19 @@ def test_the_same_moment_in_two_zones_is_the_same_day() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("ms", "hour"),
+    [
+        (253_402_300_799_999, "9999-12-31T23:00:00Z"),
+        (253_402_300_800_000, ABSENT),
+        (-62_135_596_800_000, "0001-01-01T00:00:00Z"),
+        (-62_135_596_800_001, ABSENT),
+    ],
+)
+def test_the_first_and_the_last_hour_that_can_be_written(ms: int, hour: Any) -> None:
+    assert make("hour")(ms, 0) == hour
+
+
 # --- addresses --------------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +218,11 @@ def test_truncate_ip_zeroes_the_bits_that_may_not_stay(address: Any, bits4: int,
     assert result.version == address.version
     cleared = 32 - bits4 if address.version == 4 else 128 - bits6
     assert int(result) == int(address) >> cleared << cleared
+
+
+def test_truncate_ip_without_parameters_keeps_24_and_48_bits() -> None:
+    assert make("truncate_ip")("203.0.113.255", 0) == "203.0.113.0"
+    assert make("truncate_ip")("2001:db8:ffff:ffff::1", 0) == "2001:db8:ffff::"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +271,8 @@ def test_url_keeps_scheme_host_and_path_only(value: str) -> None:
         ("data:text/html,ana", ABSENT),
         ("https://", ABSENT),
         ("https://[::1/", ABSENT),
-        ("https://shop.example/?" + "&" * 1001, ABSENT),
+        ("https://shop.example/?" + "&" * 999 + "utm_source=a", "https://shop.example/?utm_source=a"),
+        ("https://shop.example/?" + "&" * 1000 + "utm_source=a", ABSENT),
     ],
 )
 def test_url_of_odd_addresses(value: str, result: Any) -> None:
