@@ -26,7 +26,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from streams.embedded import BrokerFailed, apache_kafka, embedded, java_and_maven
 
-SECONDS = 30.0
+SECONDS = 60.0
 IMAGE = "apache/kafka:4.1.0"
 
 
