@@ -83,7 +83,7 @@ class Reason(StrEnum):
     WRONG_PARTITION = "wrong_partition"
     """the key belongs on another partition: the producer does not use murmur2"""
     TOO_LARGE = "too_large"
-    """the minimized event is larger than a record may be"""
+    """the minimized event, or the cell that it counts in, is larger than it may be"""
     TRANSFORM_FAILED = "transform_failed"
     """a form raised: nothing of the event is published"""
     UNREADABLE = "unreadable"

@@ -50,7 +50,7 @@ WORDS: dict[Refusal | Reason, str] = {
     Reason.BAD_TIME: "the time is missing, or neither RFC 3339 with an offset nor integer milliseconds",
     Reason.KEY_IS_NOT_SUBJECT: "the record's key is not the subject",
     Reason.WRONG_PARTITION: "the key belongs on another partition",
-    Reason.TOO_LARGE: "the minimized event is larger than a record may be",
+    Reason.TOO_LARGE: "the minimized event, or the cell that it counts in, is larger than it may be",
     Reason.TRANSFORM_FAILED: "a form failed on a field",
     Reason.UNREADABLE: "the broker's bytes are no record",
     Reason.OUT_OF_RANGE: "the record is gone from the broker",

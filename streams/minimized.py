@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from streams.crowd.rule import fixed
+from streams.crowd.rule import LONGEST_CELL, fixed
 from streams.crowd.window import Cell
 from streams.event import Reason, Rejected
 from streams.plan import CrowdRecipe, Layout, Recipe
@@ -50,7 +50,7 @@ def cell_of(document: Any, recipe: CrowdRecipe, recorded: int) -> tuple[Cell, li
     A sum to which the event has no finite number adds 0.
 
     Raises:
-        Rejected: a form raised.
+        Rejected: a form raised, or the cell is longer than `LONGEST_CELL`.
     """
     values = recipe.fields(document)
     if recipe.forms:
@@ -85,7 +85,10 @@ def _cell(recipe: CrowdRecipe, values: tuple[Any, ...]) -> Cell | None:
     if not SCALARS.issuperset(map(type, values)):
         return None
     at = recipe.type_at
-    return _encode(values if at is None else (*values[:at], recipe.event, *values[at:]))
+    cell = _encode(values if at is None else (*values[:at], recipe.event, *values[at:]))
+    if len(cell) > LONGEST_CELL:
+        raise Rejected(Reason.TOO_LARGE)
+    return cell
 
 
 def _fill(layout: Layout, values: list[Any]) -> Any:

@@ -8,6 +8,7 @@ import yaml
 
 from streams import MasterKey, RawEvent, compile_plan
 from streams.consent import Consents, Refusal
+from streams.crowd.rule import LONGEST_CELL
 from streams.event import Reason
 from streams.outcome import Contribution, Kind, Outcome
 from streams.pipeline import Place, process, still_allows
@@ -164,3 +165,11 @@ def test_who_cannot_be_asked_does_not_allow() -> None:
     blocked.apply(None, b"{}")
     assert blocked.blocked
     assert not allows(blocked)
+
+
+@pytest.mark.parametrize("letters", [LONGEST_CELL, 100_000])
+def test_a_cell_as_long_as_a_text_sets_the_event_aside(letters: int) -> None:
+    plan = plan_of(by=["item.kind"])
+    assert len(counted(plan, ITEM | {"kind": "a" * (LONGEST_CELL - 4)}).crowd[0].cell) == LONGEST_CELL
+    outcome = counted(plan, ITEM | {"kind": "a" * letters})
+    assert (outcome.kind, outcome.reason, outcome.crowd) == (Kind.QUARANTINED, Reason.TOO_LARGE, ())

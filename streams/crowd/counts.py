@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import msgspec
 
-from streams.crowd.rule import UNIT, CrowdRule, Noise
+from streams.crowd.rule import MOST_BYTES, UNIT, CrowdRule, Noise
 from streams.crowd.sealed import Sealed
 from streams.crowd.window import Cell, Change, Changes, OpenCell, Part, Window
 from streams.keys import MasterKey
@@ -182,10 +182,11 @@ class Counts:
         """Yield what the state topic must hold of what was counted since the last time."""
         changed, self._changed = self._changed, {}
         for (purpose, start), window in changed.items():
-            self._number += 1
-            key = b"%b %d %d %b" % (purpose.encode(), start, self._number, self._shapes[purpose])
-            window.keys.append(key)
-            yield key, self._sealed.close(_encode(window.take_changes()), key)
+            for changes in _encoded(window.take_changes()):
+                self._number += 1
+                key = b"%b %d %d %b" % (purpose.encode(), start, self._number, self._shapes[purpose])
+                window.keys.append(key)
+                yield key, self._sealed.close(changes, key)
 
     def restore(self, records: Iterable[tuple[bytes, bytes | None]]) -> None:
         """Take all records of the state topic, in order.
@@ -312,6 +313,22 @@ class Counts:
             for day in list(budget.spent):
                 if _is_over(rule, day, through):
                     del budget.spent[day]
+
+
+def _encoded(changes: Changes | None) -> Iterator[bytes]:
+    """Yield changes in pieces that a record can hold: what one batch adds is as long as its subjects and cells."""
+    encoded = _encode(changes)
+    if changes is None or len(encoded) <= MOST_BYTES:
+        yield encoded
+        return
+    half = len(changes) // 2
+    if half:
+        pieces = [changes[:half], changes[half:]]
+    else:
+        [(cell, added)] = changes
+        pieces = [[(cell, added[: len(added) // 2])], [(cell, added[len(added) // 2 :])]]
+    for piece in pieces:
+        yield from _encoded(piece)
 
 
 def _is_over(rule: CrowdRule, day: int, through: int) -> bool:

@@ -21,14 +21,12 @@ import msgspec
 
 from streams.crowd.counts import StateRecord
 from streams.crowd.release import merged
-from streams.crowd.rule import CrowdRule
+from streams.crowd.rule import MOST_BYTES, CrowdRule
 from streams.crowd.sealed import Sealed
 from streams.crowd.window import Cell, Part
 from streams.keys import MasterKey
 
 __all__ = ["Closed", "Closing", "Partial", "Progress", "Rounds", "partials"]
-
-_CHUNK = 4_000
 
 
 class Progress(msgspec.Struct, tag="progress", frozen=True):
@@ -75,11 +73,19 @@ def partials(
     purpose, shape, number = rule.purpose, rule.shape(), 0
     for window, cells in windows:
         some = None if cells is None else [(cell.decode(), part) for cell, part in cells.items()]
-        for start in range(0, 1 if some is None else len(some), _CHUNK):
-            chunk = None if some is None else dict(some[start : start + _CHUNK])
+        for chunk in [None] if some is None else _chunks(some):
             yield Partial(purpose, partition, through, number, window, chunk, False, shape)
             number += 1
     yield Partial(purpose, partition, through, number, None, {}, True, shape)
+
+
+def _chunks(cells: list[tuple[str, Part]]) -> Iterator[dict[str, Part]]:
+    if len(cells) > 1 and len(_encode(cells)) > MOST_BYTES:
+        half = len(cells) // 2
+        yield from _chunks(cells[:half])
+        yield from _chunks(cells[half:])
+    elif cells:
+        yield dict(cells)
 
 
 _encode = msgspec.json.Encoder().encode

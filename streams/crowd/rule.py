@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-__all__ = ["LEAST_K", "UNIT", "CrowdRule", "Noise", "Sum", "fixed"]
+__all__ = ["LEAST_K", "LONGEST_CELL", "MOST_BYTES", "UNIT", "CrowdRule", "Noise", "Sum", "fixed"]
 
 LEAST_K = 5
 """No policy lowers the number of people below which a cell is not told."""
 _FARTHEST = 2**62
+LONGEST_CELL = 10_000
+"""Bytes of the values of one cell, as JSON: what is longer tells a person, or is text."""
+MOST_BYTES = 500_000
+"""Of a record of state, and of one between the stages. Brokers take 1,048,588 as they come."""
 UNIT = 1_000_000
 """What one is, in fixed-point."""
 

@@ -6,13 +6,15 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from streams.crowd.counts import Added, Counts
-from streams.crowd.rule import UNIT, CrowdRule, Sum, fixed
+from streams.crowd.rounds import partials
+from streams.crowd.rule import MOST_BYTES, UNIT, CrowdRule, Sum, fixed
 from streams.crowd.window import Cell, Part
 from streams.keys import MasterKey
 from tests.crowd import model
@@ -390,3 +392,42 @@ def test_a_larger_number_is_never_a_smaller_part(one: float, other: float) -> No
 )
 def test_what_is_no_finite_number_adds_nothing(nothing: Any) -> None:
     assert fixed(nothing) is None
+
+
+@pytest.mark.parametrize(
+    ("people", "subject", "cell", "most"),
+    [(4_000, 1_000, 20, 10_000), (4_000, 300, 20, 10_000), (40, 10, 9_000, 100), (30_000, 16, 20, 1)],
+)
+def test_what_one_batch_adds_comes_in_records_that_a_broker_takes(
+    people: int, subject: int, cell: int, most: int
+) -> None:
+    rule = one_rule(most_per_person=4, most_cells=1_000, sums=(Sum("price", 0, 10),))
+    counts = Counts([rule], MASTER)
+    for number in range(people):
+        for copy in range(4):
+            place = b'["%0*d"]' % (cell, (number * 4 + copy) % most % 800)
+            assert counts.add("stock", b"%0*d" % (subject, number), place, [7], 1) is Added.COUNTED
+    log = list(counts.take_changes())
+    assert len(log) > 1
+    assert max(len(key) + len(value or b"") for key, value in log) <= MOST_BYTES + 200
+    after = Counts([rule], MASTER)
+    after.restore(log)
+    tombstones = {key for key, value in after.done("stock", 0) if value is None}
+    assert tombstones == {key for key, _ in log} == {key for key, value in counts.done("stock", 0) if value is None}
+    assert after.close("stock", 0, everybody) == counts.close("stock", 0, everybody)
+
+
+def test_what_many_long_cells_come_to_is_said_in_records_that_a_broker_takes() -> None:
+    rule = one_rule(most_cells=100_000, sums=(Sum("price", 0, 10),))
+    cells = {cell_of(f'"{number:0300}"\x01'): Part(number, number, [-number]) for number in range(5_000)}
+    said = list(partials(rule, 0, 0, [(0, cells), (WINDOW, None), (2 * WINDOW, {}), (3 * WINDOW, cells)]))
+    assert max(len(msgspec.json.encode(one)) for one in said) <= MOST_BYTES + 500
+    assert [one.number for one in said] == list(range(len(said)))
+    for window in (0, 3 * WINDOW):
+        told = [
+            (cell.encode(), part) for one in said if one.window == window for cell, part in (one.cells or {}).items()
+        ]
+        assert dict(told) == cells
+        assert len(told) == len(cells)
+    assert [one.cells for one in said if one.window == WINDOW] == [None]
+    assert [one.last for one in said] == [False] * (len(said) - 1) + [True]
