@@ -94,7 +94,7 @@ class Counts:
         self.rules = {rule.purpose: rule for rule in rules}
         self._windows: dict[tuple[str, int], Window] = {}
         self._latest: dict[str, Window] = {}
-        """by purpose: the open window that was found last, where the next event will lie as well"""
+        """by purpose: the open window that was found last, where the next event probably lies as well"""
         self._closed: dict[str, int] = {}
         """by purpose: the end of the last window that is closed (ms)"""
         self._shapes = {rule.purpose: rule.shape().encode() for rule in self.rules.values()}
@@ -324,7 +324,7 @@ def _encoded(changes: Changes | None) -> Iterator[bytes]:
     half = len(changes) // 2
     if half:
         pieces = [changes[:half], changes[half:]]
-    else:
+    else:  # A change alone is never as long: subjects and cells have an end.
         [(cell, added)] = changes
         pieces = [[(cell, added[: len(added) // 2])], [(cell, added[len(added) // 2 :])]]
     for piece in pieces:

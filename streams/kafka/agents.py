@@ -60,7 +60,7 @@ def minimize(batch: Batch, view: View) -> Work:
     outcomes: Iterable[Outcome] = map(process, batch.records)
     tallies = dict[tuple[str, ...], int]()
     if counting is not None:
-        outcomes = counting.count(outcomes, tallies)
+        outcomes = counting.count(outcomes, batch.topic, tallies)
     work = _work(source, view.partition, outcomes)
     work.tallies.update(tallies)
     if counting is not None:

@@ -145,9 +145,8 @@ class AiokafkaLane:
             raise PortError("not started")
         async with translated():
             records = await consumer.getmany(timeout_ms=1_000)
-            if not records:
-                # All that came is handled; the ends of transactions, which nobody commits, are no lag.
-                self._next |= {topic: await consumer.position(tp) for topic, tp in self._tps.items()}
+            # All that came before is handled; the ends of transactions, which nobody commits, are no lag.
+            self._next |= {topic: await consumer.position(tp) for topic, tp in self._tps.items() if tp not in records}
             return [Batch(tp.topic, batch, await consumer.position(tp)) for tp, batch in records.items() if batch]
 
     async def read_state(self, through: int) -> AsyncIterator[Sequence[Record]]:

@@ -54,17 +54,21 @@ class Counting:
             self.counts.restore(records[start : start + _AT_ONCE])
             yield
 
-    def count(self, outcomes: Iterable[Outcome], tallies: dict[tuple[str, ...], int]) -> Iterator[Outcome]:
-        """Count what events add, one by one as they are handled; `tallies` say what became of them."""
-        add, counted, others = self.counts.add, dict[str, int](), list[tuple[str, Added]]()
+    def count(self, outcomes: Iterable[Outcome], topic: str, tallies: dict[tuple[str, ...], int]) -> Iterator[Outcome]:
+        """Count what events of a topic add, one by one as they are handled. `tallies` is filled at the end."""
+        add, counted, others, latest = self.counts.add, dict[str, int](), list[tuple[str, Added]](), -1
         for outcome in outcomes:
             for part in outcome[4]:
-                purpose = part[0]
+                purpose, _, _, _, recorded = part
+                if recorded > latest:
+                    latest = recorded
                 if (added := add(*part)) is Added.COUNTED:
                     counted[purpose] = counted.get(purpose, 0) + 1
                 else:
                     others.append((purpose, added))
             yield outcome
+        if latest >= 0:
+            self.seen(topic, latest)
         for purpose, count in counted.items():
             tallies["crowd", purpose, Added.COUNTED, ""] = count
         for (purpose, added), count in Counter(others).items():
@@ -73,7 +77,7 @@ class Counting:
     def passed(self, source: SourcePlan, records: Sequence[Record], now: int) -> None:
         """Note when the last event of a batch that can be read was recorded.
 
-        Where others are ahead of it: to be behind closes a window later, and no more.
+        Of the others only those that are counted matter: to be behind closes a window later, and no more.
         """
         for record in reversed(records):
             with suppress(Rejected):
@@ -110,20 +114,28 @@ class Counting:
         """Return what this partition adds to windows that close: of those who allow it now."""
         work = Work({}, {})
         for closing in _ours(self._seal, _decode_closing, batch, view, work):
-            if closing.purpose in self.counts.rules:  # Else it is of a policy that was in force before.
+            if closing.purpose in self.counts.rules:
                 self._close(closing, view, work)
+            else:
+                # Another policy counts for it, in force before or elsewhere by now. Without an answer its round and all
+                # that follow, would wait for ever.
+                nothing = Partial(closing.purpose, view.partition, closing.through, 0, None, {}, True, "")
+                self._say(nothing, view, work)
         return work
 
     def _close(self, closing: Closing, view: View, work: Work) -> None:
         purpose, through = closing.purpose, closing.through
-        kept, said = view.plan.policy.topic("counting"), view.plan.policy.topic("partials")
+        kept = view.plan.policy.topic("counting")
         state = [_record(kept, key, value) for key, value in self.counts.done(purpose, through)]
         work.sends.setdefault((kept, view.partition), []).extend(state)
         windows = self.counts.close(purpose, through, still_allows(view.consents, purpose, self._skew, view.now))
-        key = purpose.encode()
         for one in partials(self.counts.rules[purpose], view.partition, through, windows):
-            place = said, partition_of(key, view.partitions)
-            work.sends.setdefault(place, []).append(_sealed(self._seal, said, key, one))
+            self._say(one, view, work)
+
+    def _say(self, one: Partial, view: View, work: Work) -> None:
+        topic, key = view.plan.policy.topic("partials"), one.purpose.encode()
+        place = topic, partition_of(key, view.partitions)
+        work.sends.setdefault(place, []).append(_sealed(self._seal, topic, key, one))
 
 
 class Collecting:

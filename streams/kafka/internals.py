@@ -13,7 +13,7 @@
   its membership in the group ended by it, for good: here it is an error of the connection.
 - After 0.1 s with unread records the consumer asks the same broker for its other partitions alone. Nothing comes there,
   so the broker holds the answer back for `fetch_wait`, and nobody asks for more of the busy one meanwhile: here it
-  waits until what it has is taken. (A lane reads all its partitions, so none waits longer for that.)
+  waits until what it has is taken, but not longer than ten seconds.
 - `BatchBuilder.append` is called once for each record: here the builder below it is.
 """
 

@@ -147,7 +147,7 @@ class Slot:
             if self.scene.wait(0.05):
                 links.hold_next(END_TXN, 0)
                 return
-        self.scene.count("EndTxn that arrived late")
+        self.scene.count("EndTxn that waited")
 
     def fence(self) -> None:
         """A second deployment with the same id: a stranger takes a lane's transactional id, and leaves it open."""
@@ -188,7 +188,7 @@ FAULTS: dict[str, Callable[[Slot], None]] = {
 PAUSES = [kind for kind in FAULTS if "paused" in kind]
 OFTEN = [*FAULTS, *PAUSES]
 """Pauses come twice as often as the rest."""
-REALLY = ["EndTxn that arrived late", "lanes fenced by a stranger", "workers added and removed", "key missing at start"]
+REALLY = ["EndTxn that waited", "lanes fenced by a stranger", "workers added and removed", "key missing at start"]
 """What comes of some faults only if somebody was at work, or is no fault of a slot."""
 
 

@@ -17,6 +17,8 @@ from aiokafka.protocol.group import HeartbeatRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from streams.embedded import ApacheKafka
+from streams.event import RawEvent
+from streams.kafka.client import AiokafkaLane
 from streams.kafka.connections import translated
 from streams.kafka.internals import Batches, OneCommitProducer, _Buffer, fill, hand_on_raw_records
 from streams.kafka.port import PortError, Unreadable
@@ -283,3 +285,40 @@ async def test_errors_that_nobody_waits_for_are_told_by_their_kind(caplog: pytes
         loop.set_exception_handler(None)
     assert caplog.text.count("something failed that nobody waited for: ValueError") == 2
     assert "CANARY" not in caplog.text
+
+
+def test_what_nobody_hands_on_is_no_lag_beside_a_topic_that_is_never_quiet() -> None:
+    # Else the clock never says of the quiet topic how far it is, and no window of a crowd closes.
+    busy, quiet = TopicPartition("busy", 0), TopicPartition("quiet", 0)
+
+    class Consumer:
+        """Has one record of `busy` at each read, and has passed a transaction of ten in `quiet`, which was aborted."""
+
+        def __init__(self) -> None:
+            self.positions = {busy: 0, quiet: 10}
+
+        async def getmany(self, timeout_ms: int) -> dict[TopicPartition, list[RawEvent]]:
+            self.positions[busy] += 1
+            return {busy: [RawEvent(self.positions[busy] - 1, 0, b"k", b"v")]}
+
+        async def position(self, tp: TopicPartition) -> int:
+            return self.positions[tp]
+
+        def highwater(self, tp: TopicPartition) -> int:
+            return self.positions[tp]
+
+    async def commit(_offsets: object) -> None:
+        pass
+
+    async def two_batches() -> dict[str, int]:
+        settings: Any = SimpleNamespace(transactional=False)
+        shared: Any = SimpleNamespace(settings=settings, member=SimpleNamespace(commit=commit))
+        lane = AiokafkaLane(shared, "minimize", 0, ["busy", "quiet"], "consents")
+        lane._consumer, lane._next = Consumer(), {"busy": 0, "quiet": 0}
+        for _ in range(2):
+            [batch] = await lane.read_batch()
+            await lane.send_offsets({batch.topic: batch.next_offset})
+            await lane.commit()
+        return lane.lag()
+
+    assert asyncio.run(two_batches()) == {"busy": 0, "quiet": 0}
