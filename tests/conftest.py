@@ -8,11 +8,12 @@
 
 import os
 from collections.abc import Generator
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 _SAID = pytest.StashKey[dict[str, list[str]]]()
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]  # scenarios are large on purpose
 settings.register_profile("default", max_examples=60, deadline=None, print_blob=True, suppress_health_check=_SLOW)
@@ -48,15 +49,27 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.line(line)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[Any]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Turn a skip into a failure where no test may be skipped."""
-    report = yield
+def _looked_at(report: Report) -> Report:
+    """Turn a skip into a failure where nothing may be skipped."""
     if report.skipped and os.environ.get("CELOSIA_NO_SKIP") == "1" and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         if "CELOSIA_DATA" not in reason:
             report.outcome = "failed"
             report.longrepr = f"skipped, and CELOSIA_NO_SKIP=1 allows no skips: {reason}"
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[Any]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test may be skipped by itself."""
+    return _looked_at((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Or with its whole module, before there are tests."""
+    return _looked_at((yield))
