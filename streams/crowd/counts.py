@@ -116,16 +116,15 @@ class Counts:
             window = self._window_at(purpose, recorded)
             if window is None:
                 return Added.LATE
-        change = subject, 1, sums, recorded
+        change = subject, sums, recorded
         found = window.cells.get(cell)
         if found is None or (entry := found.people.get(subject)) is None:
             return self._add_entry(purpose, window, found, cell, change)
         # The usual case: no bound is met.
-        entry.add(1, sums, recorded)
-        if found.changes:
-            found.changes.append(change)
-        else:
-            self._note(purpose, window, cell, found, change)
+        entry.add(sums, recorded)
+        if not found.changes:
+            self._mark(purpose, window, cell, found)
+        found.changes.append(change)
         return Added.COUNTED
 
     def _window_at(self, purpose: str, recorded: int) -> Window | None:
@@ -165,18 +164,20 @@ class Counts:
             self._cells[purpose] += 1
         if mine is None and budget is not None:
             budget.spend(window.start, subject, budget.cost)
-        self._note(purpose, window, cell, window.add(cell, change), change)
+        found = window.add(cell, change)
+        if not found.changes:
+            self._mark(purpose, window, cell, found)
+        found.changes.append(change)
         return Added.COUNTED
 
     def _has_room(self, rule: CrowdRule, window: Window) -> bool:
         """Tell whether there may be one more cell: in the window, and in all open ones together."""
         return len(window.cells) < rule.most_cells and self._cells[rule.purpose] < _MOST_OPEN
 
-    def _note(self, purpose: str, window: Window, cell: Cell, found: OpenCell, change: Change) -> None:
-        if not found.changes:
-            window.changed[cell] = found
-            self._changed[purpose, window.start] = window
-        found.changes.append(change)
+    def _mark(self, purpose: str, window: Window, cell: Cell, found: OpenCell) -> None:
+        """Note that a cell has a change, its first since changes were taken."""
+        window.changed[cell] = found
+        self._changed[purpose, window.start] = window
 
     def take_changes(self) -> Iterator[StateRecord]:
         """Yield what the state topic must hold of what was counted since the last time."""

@@ -24,9 +24,9 @@ class Entry(msgspec.Struct, gc=False):
     earliest: int
     """when the first of the events was recorded: consent must reach back to it"""
 
-    def add(self, events: int, sums: list[int], recorded: int) -> None:
-        """Add to it."""
-        self.events += events
+    def add(self, sums: list[int], recorded: int) -> None:
+        """Add an event."""
+        self.events += 1
         if sums:
             mine = self.sums
             for at, part in enumerate(sums):
@@ -35,8 +35,8 @@ class Entry(msgspec.Struct, gc=False):
             self.earliest = recorded
 
 
-Change = tuple[bytes, int, list[int], int]
-"""An addition to an entry: subject, events, sums, and when the earliest of the events was recorded."""
+Change = tuple[bytes, list[int], int]
+"""One event: subject, parts of the sums, and when it was recorded."""
 Changes = list[tuple[Cell, list[Change]]]
 """Additions by cell, as the state topic holds them."""
 
@@ -85,11 +85,11 @@ class Window:
         found = self.cells.get(cell)
         if found is None:
             found = self.cells[cell] = OpenCell()
-        subject, events, sums, recorded = change
+        subject, sums, recorded = change
         if (entry := found.people.get(subject)) is not None:
-            entry.add(events, sums, recorded)
+            entry.add(sums, recorded)
         else:
-            found.people[subject] = Entry(events, sums.copy(), recorded)
+            found.people[subject] = Entry(1, sums.copy(), recorded)
             self.people[subject] = self.people.get(subject, 0) + 1
         return found
 

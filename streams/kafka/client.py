@@ -202,10 +202,13 @@ class AiokafkaLane:
             # At once: else a partition with two batches keeps the next one waiting until the first is written.
             ways = [self._send(*place, outputs) for place, outputs in sends.items() if outputs]
             ends = await asyncio.gather(*ways, return_exceptions=True)
+            told: dict[tuple[str, int], int] = {}
             for end in ends:
                 if isinstance(end, BaseException):
                     raise end
-        return dict(end for end in ends if not isinstance(end, BaseException))
+                place, offset = end
+                told[place] = offset
+        return told
 
     async def _send(self, topic: str, partition: int, outputs: Sequence[Output]) -> tuple[tuple[str, int], int]:
         """Write to one partition, in order; return it, and the offset after the last record."""

@@ -118,7 +118,7 @@ class Counting:
                 self._close(closing, view, work)
             else:
                 # Another policy counts for it, in force before or elsewhere by now. Without an answer its round and all
-                # that follow, would wait for ever.
+                # that follow would wait for ever.
                 nothing = Partial(closing.purpose, view.partition, closing.through, 0, None, {}, True, "")
                 self._say(nothing, view, work)
         return work
